@@ -1,0 +1,1 @@
+"""The 450-ROI atlas."""

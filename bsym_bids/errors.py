@@ -1,0 +1,78 @@
+"""The errors a user can meet, each with an exit code and a hint.
+
+A message names the file and what is wrong with it; the hint says what to do. Whatever is raised
+as one of these is shown without a traceback. Exit codes follow the draft BIDS execution
+specification and ``sysexits.h``.
+"""
+
+from __future__ import annotations
+
+
+class BsymError(Exception):
+    """Base of all errors that are explained to the user instead of traced.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong, naming the file, participant or option.
+    hint : str, optional
+        What the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type[BsymError], tuple[str, str]]:
+        # Exceptions cross process borders by pickling; the default would drop the hint.
+        return type(self), (str(self), self.hint)
+
+
+class ParticipantsFailedError(BsymError):
+    """Some participants could not be processed; the others are complete."""
+
+    exit_code = 1
+
+
+class NotBidsError(BsymError):
+    """The input directory is not a BIDS dataset."""
+
+    exit_code = 16
+
+
+class NothingSelectedError(BsymError):
+    """The labels and filters leave nothing to process."""
+
+    exit_code = 18
+
+
+class UsageError(BsymError):
+    """Arguments that contradict each other or that this level does not take."""
+
+    exit_code = 64
+
+
+class BadDataError(BsymError):
+    """An input file is there but cannot be used."""
+
+    exit_code = 65
+
+
+class InputMissingError(BsymError):
+    """An input file, model release or derivative dataset is absent."""
+
+    exit_code = 66
+
+
+class CannotCreateOutputError(BsymError):
+    """The output or work directory cannot be created or written."""
+
+    exit_code = 73
+
+
+class OutputIOError(BsymError):
+    """Writing failed part of the way: disk full, quota, input/output error."""
+
+    exit_code = 74

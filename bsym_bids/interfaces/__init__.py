@@ -1,0 +1,1 @@
+"""Nipype interfaces: unpack the inputs, call one plain function, pack the results."""

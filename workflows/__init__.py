@@ -1,0 +1,1 @@
+"""Nipype workflows: what runs, in which order, on which files."""
