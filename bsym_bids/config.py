@@ -1,0 +1,242 @@
+"""The settings of one run: parsed once, passed on, written beside the results.
+
+Three sources, the later winning: the defaults below, a TOML file (``--config``), the command line.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from bsym_bids.errors import InputMissingError, UsageError
+
+#: What is fixed by the call itself and never read from a configuration file.
+CALL_FIELDS = ("bids_dir", "output_dir", "analysis_level")
+_PATHS = {
+    "bids_filter_file",
+    "model_dir",
+    "work_dir",
+    "use_plugin",
+    "bids_database_dir",
+}
+DEFAULT_SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "fsLR")
+SCALINGS = ("robust", "zscore", "none")
+PARCEL_METHODS = ("mean", "pca")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything the user can decide about one run.
+
+    Attributes
+    ----------
+    bids_dir, output_dir : Path
+        Input dataset and output derivative dataset.
+    analysis_level : str
+        ``participant`` or ``group``.
+    participant_label, session_label, task_id, run_id : tuple of str
+        What to process; empty means everything. Labels are without their ``sub-``, ``ses-`` prefix.
+    bids_filter_file : Path, optional
+        JSON of PyBIDS filters, as fMRIPrep takes them.
+    derivatives : mapping of str to Path
+        Derivative datasets by name; empty means that they are searched for.
+    space : tuple of str
+        Spaces in order of preference.
+    nuisance : str
+        Name of a nuisance strategy or path of a YAML file.
+    high_pass, low_pass : float, optional
+        Cut-off frequencies in Hz; None follows the strategy, 0 switches the filter off.
+    fd_threshold : float
+        Framewise displacement in mm above which a frame is censored; 0 censors nothing.
+    min_coverage : float
+        Share of an ROI that must be measured, else the ROI is n/a.
+    parcel_method : str
+        ``mean`` or ``pca`` (first principal component).
+    model : str, optional
+        Name of the model release; None follows ``$BSYM_MODEL``, then the official release.
+    model_dir : Path, optional
+        Folder that holds the files of the release.
+    model_tr : float
+        Repetition time in seconds that the model expects.
+    window_step : int
+        Frames between the starts of two windows.
+    scaling : str
+        Scaling of each ROI before the model: ``robust``, ``zscore`` or ``none``.
+    work_dir : Path, optional
+        Scratch space; None is ``<output_dir>/work``.
+    clean_workdir : bool
+        Empty the work directory first.
+    nprocs, omp_nthreads : int, optional
+        Parallel jobs, and threads of each; None is chosen from the machine and the work.
+    mem_gb : float, optional
+        Memory that may be used at once.
+    use_plugin : Path, optional
+        YAML file with a Nipype plugin and its arguments.
+    bids_database_dir : Path, optional
+        Where PyBIDS keeps its index between runs.
+    skip_bids_validation, stop_on_first_crash, dry_run : bool
+        Switches.
+    seed : int
+        Seed of everything random.
+    verbose : int
+        0 for progress, 1 for more, 2 for debugging.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    analysis_level: str
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    task_id: tuple[str, ...] = ()
+    run_id: tuple[str, ...] = ()
+    bids_filter_file: Path | None = None
+    derivatives: Mapping[str, Path] = field(default_factory=dict)
+    space: tuple[str, ...] = DEFAULT_SPACES
+    nuisance: str = "24p-wm-csf"
+    high_pass: float | None = None
+    low_pass: float | None = None
+    fd_threshold: float = 0.0
+    min_coverage: float = 0.5
+    parcel_method: str = "mean"
+    model: str | None = None
+    model_dir: Path | None = None
+    model_tr: float = 0.8
+    window_step: int = 100
+    scaling: str = "robust"
+    work_dir: Path | None = None
+    clean_workdir: bool = False
+    nprocs: int | None = None
+    omp_nthreads: int | None = None
+    mem_gb: float | None = None
+    use_plugin: Path | None = None
+    bids_database_dir: Path | None = None
+    skip_bids_validation: bool = False
+    stop_on_first_crash: bool = False
+    dry_run: bool = False
+    seed: int = 0
+    verbose: int = 0
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+    @property
+    def scratch(self) -> Path:
+        """The work directory in use."""
+        return self.work_dir or self.output_dir / "work"
+
+
+def make_config(arguments: Mapping[str, Any], config_file: Path | None = None) -> RunConfig:
+    """Merge the defaults, a TOML file and the arguments that were given.
+
+    Parameters
+    ----------
+    arguments : mapping
+        Fields given on the command line, and only those.
+    config_file : Path, optional
+        TOML file as a run writes it.
+
+    Returns
+    -------
+    RunConfig
+    """
+    values = dict(read_toml(config_file)) if config_file else {}
+    values.update(arguments)
+    return RunConfig(**values)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read the settings of a TOML file, checked by name and type."""
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputMissingError(f"{path}: no such configuration file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path}: cannot be read as TOML: {error}") from error
+    known = {f.name: f for f in fields(RunConfig) if f.name not in CALL_FIELDS}
+    values = {}
+    for key, value in document.items():
+        name = key.replace("-", "_")
+        if name in CALL_FIELDS:
+            continue  # a run writes where it ran; the next one is told so by its own arguments
+        if name not in known:
+            raise UsageError(
+                f"{path}: unknown setting {key!r}",
+                hint=f"known settings: {', '.join(sorted(known))}",
+            )
+        values[name] = _typed(path, name, value, str(known[name].type))
+    return values
+
+
+def write_toml(config: RunConfig, path: Path) -> None:
+    """Write the settings as TOML, so that ``--config`` can repeat the run."""
+    import tomli_w
+
+    document = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if value is not None:
+            document[item.name] = _plain(value)
+    path.write_text(tomli_w.dumps(document), "utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, Mapping):
+        return {key: str(entry) for key, entry in value.items()}
+    return value
+
+
+def _typed(path: Path, name: str, value: Any, declared: str) -> Any:
+    """Return a TOML value as the type that the field declares, or complain by name."""
+    wrong = UsageError(f"{path}: {name} = {value!r} is not of type {declared}")
+    if name == "derivatives":
+        if not isinstance(value, dict):
+            raise wrong
+        return {str(key): Path(entry) for key, entry in value.items()}
+    if declared.startswith("tuple"):
+        if not isinstance(value, list | str):
+            raise wrong
+        return (value,) if isinstance(value, str) else tuple(str(entry) for entry in value)
+    if name in _PATHS:
+        if not isinstance(value, str):
+            raise wrong
+        return Path(value)
+    kind = declared.split(" |")[0]
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value).__name__ != kind:
+        raise wrong
+    return value
+
+
+def _check_ranges(config: RunConfig) -> None:
+    """Refuse numbers that can't be meant, before anything is read."""
+    rules: tuple[tuple[str, bool, str], ...] = (
+        ("high_pass", config.high_pass is None or config.high_pass >= 0, "0 or more (Hz)"),
+        ("low_pass", config.low_pass is None or config.low_pass >= 0, "0 or more (Hz)"),
+        ("fd_threshold", config.fd_threshold >= 0, "0 or more (mm)"),
+        ("min_coverage", 0 <= config.min_coverage <= 1, "between 0 and 1"),
+        ("model_tr", config.model_tr > 0, "above 0 (s)"),
+        ("window_step", config.window_step >= 1, "at least 1 frame"),
+        ("scaling", config.scaling in SCALINGS, f"one of {', '.join(SCALINGS)}"),
+        (
+            "parcel_method",
+            config.parcel_method in PARCEL_METHODS,
+            f"one of {', '.join(PARCEL_METHODS)}",
+        ),
+        ("nprocs", config.nprocs is None or config.nprocs >= 1, "at least 1"),
+        ("omp_nthreads", config.omp_nthreads is None or config.omp_nthreads >= 1, "at least 1"),
+        ("mem_gb", config.mem_gb is None or config.mem_gb > 0, "above 0 (GB)"),
+        ("seed", config.seed >= 0, "0 or more"),
+        ("space", bool(config.space), "at least one space"),
+    )
+    for name, holds, wanted in rules:
+        if not holds:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} is {getattr(config, name)!r}, but must be {wanted}")

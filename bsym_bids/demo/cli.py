@@ -1,0 +1,108 @@
+"""The command ``bsym-demo``: make a small dataset, run the participant level, check the result."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bsym_bids import __version__
+from bsym_bids.errors import BsymError, CannotCreateOutputError, UsageError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``bsym-demo``."""
+    parser = argparse.ArgumentParser(
+        prog="bsym-demo",
+        description="Make a small BIDS dataset with fMRIPrep-shaped derivatives, run bsym-bids on "
+        "it, and compare the functional connectivity with the one that was put in.",
+    )
+    parser.add_argument("out", type=Path, help="a new or empty folder; about 300 MB are needed")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the simulation (default: 0)")
+    parser.add_argument("--nprocs", type=int, help="jobs at once (default: all cores)")
+    parser.add_argument("--version", action="version", version=f"bsym-demo {__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``bsym-demo`` and return its exit code."""
+    from bsym_bids.cli import report
+
+    arguments = build_parser().parse_args(argv)
+    try:
+        return run_demo(arguments.out, arguments.seed, arguments.nprocs)
+    except BsymError as error:
+        return report(error, "bsym-demo")
+    except KeyboardInterrupt:
+        print("bsym-demo: interrupted", file=sys.stderr)
+        return 130
+
+
+def run_demo(out: Path, seed: int = 0, nprocs: int | None = None) -> int:
+    """Make the dataset in ``out/bids``, its outputs in ``out/outputs``, and say where to look.
+
+    Parameters
+    ----------
+    out : Path
+        A new or empty folder.
+    seed : int
+        Seed of the simulation.
+    nprocs : int, optional
+        Jobs at once.
+
+    Returns
+    -------
+    int
+        Exit code of the participant level.
+    """
+    from bsym_bids.cli import main as bsym_bids
+    from bsym_bids.demo.dataset import make_demo_dataset
+
+    if seed < 0:
+        raise UsageError(f"--seed is {seed}, but must be 0 or more")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CannotCreateOutputError(f"{out}: is not empty", hint="name a new folder")
+    started = time.monotonic()
+    print(f"bsym-demo: making a dataset of 3 simulated participants in {out / 'bids'}")
+    make_demo_dataset(out / "bids", seed=seed)
+    call = [str(out / "bids"), str(out / "outputs"), "participant", "--model", "untrained"]
+    call += ["--nprocs", str(nprocs)] if nprocs else []
+    print(f"bsym-demo: bsym-bids {' '.join(call)}", flush=True)
+    code = bsym_bids(call)
+    if code == 0:
+        print_comparison(out)
+        print_where_to_look(out, time.monotonic() - started)
+    return code
+
+
+def print_comparison(out: Path) -> None:
+    """Print how well the functional connectivity that was simulated came back."""
+    from bsym_bids.demo.dataset import compare_with_truth
+
+    print("functional connectivity, recovered against simulated (correlation over ROI pairs):")
+    for run, correlation in compare_with_truth(out / "bids", connectivity_files(out / "outputs")):
+        print(f"  {run}: r = {correlation:.3f}")
+
+
+def connectivity_files(output_dir: Path) -> list[Path]:
+    """Return the functional connectivity tables of an output dataset."""
+    return sorted(output_dir.rglob("*_stat-pearsoncorrelation_relmat.tsv"))
+
+
+def print_where_to_look(out: Path, seconds: float) -> None:
+    """Print the files that are worth opening first."""
+    outputs = out / "outputs"
+    folder = outputs / "sub-01"
+    print(f"bsym-demo: done in {seconds:.0f} s. Where to look:")
+    print(f"  {outputs / 'README.md'}: what this dataset is")
+    for pattern, meaning in (
+        ("*_stat-mean_timeseries.tsv", "time series of 450 ROIs"),
+        ("*_stat-pearsoncorrelation_relmat.tsv", "functional connectivity"),
+        ("*_desc-functional_embedding.tsv", "BrainSymphony embeddings"),
+        ("*_desc-reconstruction_qc.tsv", "how well held-out ROIs are reconstructed"),
+    ):
+        for path in sorted(folder.rglob(pattern))[:1]:
+            print(f"  {path}: {meaning}")
+    print("The model was `untrained`: embeddings and reconstruction mean nothing here.")

@@ -1,0 +1,54 @@
+"""What all interfaces share: one plain call, and a record of an explained failure."""
+
+from __future__ import annotations
+
+import errno
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import Bunch, SimpleInterface
+
+from bsym_bids.errors import BsymError, OutputIOError
+
+#: Written into a node's folder when it fails for a reason that can be explained.
+FAILURE_RECORD = "failure.json"
+
+
+class PlainInterface(SimpleInterface):
+    """An interface around one plain function.
+
+    A failure that is explained (`bsym_bids.errors.BsymError`) is recorded in the node's folder, so
+    that the summary can tell the reason whichever plugin or machine ran the node.
+    """
+
+    @abstractmethod
+    def _call(self, folder: Path) -> dict[str, Any]:
+        """Do the work in ``folder`` and return the outputs by name."""
+
+    def _run_interface(self, runtime: Bunch) -> Bunch:
+        folder = Path(runtime.cwd)
+        try:
+            self._results.update(self._call(folder))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            full = OutputIOError(
+                f"{folder}: {error.strerror}",
+                hint="make space under the work directory, then run the same command again",
+            )
+            _record(folder, full)
+            raise full from error
+        except BsymError as error:
+            _record(folder, error)
+            raise
+        return runtime
+
+
+def _record(folder: Path, error: BsymError) -> None:
+    record = {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}
+    try:
+        (folder / FAILURE_RECORD).write_text(json.dumps(record), "utf-8")
+    except OSError:
+        return  # the disk may be what failed; the crash file still tells the story

@@ -1,0 +1,153 @@
+"""What is to be done for each BOLD run, decided before anything is computed.
+
+The settings that decide a result, the input files and the version of the program give a
+fingerprint. A run whose outputs carry the expected fingerprint is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bsym_bids import __version__
+from bsym_bids.outputs.names import RunNames
+from bsym_bids.outputs.publish import file_identity, fingerprint, is_complete
+
+if TYPE_CHECKING:
+    from bsym_bids.bold.nuisance import NuisanceStrategy
+    from bsym_bids.config import RunConfig
+    from bsym_bids.inputs import BoldRun, Plan
+    from bsym_bids.model.weights import Release
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that decide the results of the participant level.
+
+    Attributes
+    ----------
+    timeseries : mapping
+        What decides time series and connectivity.
+    embedding : mapping
+        What decides, on top of that, embeddings and reconstruction.
+    strategy : NuisanceStrategy
+        The nuisance strategy in use.
+    release : Release
+        The model in use.
+    """
+
+    timeseries: Mapping[str, Any]
+    embedding: Mapping[str, Any]
+    strategy: NuisanceStrategy
+    release: Release
+
+    @classmethod
+    def of(cls, config: RunConfig, strategy: NuisanceStrategy, release: Release) -> Settings:
+        """Collect the settings of a run."""
+        return cls(
+            timeseries={
+                "ParcelMethod": config.parcel_method,
+                "MinCoverage": config.min_coverage,
+                "NuisanceStrategy": asdict(strategy),
+                "HighPass": strategy.high_pass if config.high_pass is None else config.high_pass,
+                "LowPass": strategy.low_pass if config.low_pass is None else config.low_pass,
+                "FDThreshold": config.fd_threshold,
+            },
+            embedding={
+                "Model": release.name,
+                "ModelFingerprint": release.fingerprint,
+                "ModelRepetitionTime": config.model_tr,
+                "WindowStep": config.window_step,
+                "Scaling": config.scaling,
+                "Seed": config.seed,
+            },
+            strategy=strategy,
+            release=release,
+        )
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """One BOLD run with its settings and output names.
+
+    Attributes
+    ----------
+    run : BoldRun
+        The input files.
+    names : RunNames
+        The output names.
+    settings : Settings
+        What decides the results.
+    """
+
+    run: BoldRun
+    names: RunNames
+    settings: Settings
+
+    @cached_property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Expected fingerprint of each group of outputs."""
+        inputs = [file_identity(p) for p in (self.run.bold, self.run.mask, self.run.confounds)]
+        common = [__version__, self.run.repetition_time, inputs, self.settings.timeseries]
+        return {
+            "timeseries": fingerprint(*common),
+            "embedding": fingerprint(*common, self.settings.embedding),
+        }
+
+    def is_done(self, group: str) -> bool:
+        """Tell whether a group of outputs is there and up to date."""
+        return is_complete(self.names.group_paths(group), self.fingerprints[group])
+
+    @property
+    def to_do(self) -> tuple[str, ...]:
+        """The groups of outputs that have to be made."""
+        return tuple(group for group in self.fingerprints if not self.is_done(group))
+
+    def sources(self) -> dict[str, str]:
+        """Return BIDS URIs of the input files by their role."""
+        derivatives = self.run.derivatives
+        files = {
+            "bold": self.run.bold,
+            "mask": self.run.mask,
+            "confounds": self.run.confounds,
+        }
+        return {
+            role: f"bids:{derivatives.name}:{_relative(path, derivatives.root)}"
+            for role, path in files.items()
+            if path is not None
+        }
+
+
+def jobs_of(plan: Plan, config: RunConfig, settings: Settings) -> dict[str, list[RunJob]]:
+    """Return the jobs of every participant by label, in the order of the plan."""
+    return {
+        participant.label: [
+            RunJob(
+                run=run,
+                names=RunNames(
+                    output_dir=config.output_dir,
+                    entities=run.entities,
+                    space=run.space,
+                    resolution=run.resolution,
+                    density=run.density,
+                    method=config.parcel_method,
+                ),
+                settings=settings,
+            )
+            for run in participant.bold_runs
+        ]
+        for participant in plan.participants
+    }
+
+
+def in_chunks(labels: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Cut a list of participants into pieces, so that no graph grows without bound."""
+    for start in range(0, len(labels), size):
+        yield labels[start : start + size]
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -1,0 +1,1 @@
+"""Output names, tables, sidecars, and how they reach the output dataset whole."""

@@ -1,0 +1,171 @@
+"""The output dataset as a whole: may it be written here, and what describes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bsym_bids import __version__, atlas
+from bsym_bids.errors import CannotCreateOutputError, OutputIOError
+from bsym_bids.outputs.publish import explained, write_whole
+from bsym_bids.outputs.tables import Json
+
+NAME = "bsym-bids"
+BIDS_VERSION = "1.11.2"
+#: Lines without a trailing slash: the validator matches those against whole paths.
+_BIDSIGNORE = ("logs/**", "work/**", "**/*.npz", "*_citations.bib")
+_README = """\
+# bsym-bids outputs
+
+Time series, functional connectivity and BrainSymphony embeddings of the 450 ROIs of the
+Schaefer 2018 (400 parcels, 7 networks) and Tian 2020 (scale III) atlases, made by bsym-bids.
+The JSON file beside each table says what it holds and how it was made.
+What could not be measured is `n/a`; no ROI is ever left out.
+"""
+
+
+def check_location(bids_dir: Path, output_dir: Path, work_dir: Path) -> None:
+    """Refuse output and work folders that would mix with the input or with another dataset.
+
+    Raises
+    ------
+    CannotCreateOutputError
+        A folder is the input dataset, lies in its raw data, or is no folder; or the output folder
+        is the work folder, or holds a dataset of another program.
+    """
+    example = bids_dir / "derivatives" / "bsym"
+    _check_outside(bids_dir, output_dir, "output", f"choose another, for example {example}")
+    _check_outside(bids_dir, work_dir, "work", "choose another with --work-dir")
+    if work_dir.resolve() == output_dir.resolve():
+        raise CannotCreateOutputError(
+            f"{work_dir}: the work folder is the output folder",
+            hint="choose a folder of its own with --work-dir",
+        )
+    owner = _generator(output_dir / "dataset_description.json")
+    if owner not in (None, NAME):
+        raise CannotCreateOutputError(
+            f"{output_dir}: already holds a dataset made by {owner}",
+            hint=f"choose a folder of its own, for example {example}",
+        )
+
+
+def _check_outside(bids_dir: Path, folder: Path, role: str, hint: str) -> None:
+    bids, resolved = bids_dir.resolve(), folder.resolve()
+    if resolved == bids:
+        raise CannotCreateOutputError(f"{folder}: the {role} folder is the input dataset", hint)
+    if resolved.is_relative_to(bids) and resolved.relative_to(bids).parts[0] != "derivatives":
+        raise CannotCreateOutputError(
+            f"{folder}: the {role} folder lies inside the input data of {bids_dir}", hint
+        )
+    if resolved.exists() and not resolved.is_dir():
+        raise CannotCreateOutputError(f"{folder}: is a file, not a folder", hint)
+
+
+def _generator(description: Path) -> str | None:
+    """Return which program says to have made a dataset; None without a description."""
+    if not description.is_file():
+        return None
+    try:
+        document = json.loads(description.read_text("utf-8"))
+        return str(document["GeneratedBy"][0]["Name"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return "an unknown program"
+
+
+def make_writable(folder: Path) -> None:
+    """Create a folder if need be and prove that files can be made in it.
+
+    Raises
+    ------
+    CannotCreateOutputError
+        The folder or a file in it cannot be created.
+    OutputIOError
+        The disk is full.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"bsym-bids")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to start when the disk under ``folder`` has fewer than ``needed`` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputIOError(
+            f"{folder}: {free / 1e6:.0f} MB free, but about {needed / 1e6:.0f} MB are needed",
+            hint="make space, choose another folder (output_dir, --work-dir), or process fewer "
+            "participants at once (--participant-label)",
+        )
+
+
+def describe_dataset(output_dir: Path, links: Mapping[str, Path]) -> None:
+    """Write what every output dataset has: description, README, ignore list, atlas.
+
+    Safe to call from several processes: the links of all are kept.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the output dataset.
+    links : mapping of str to Path
+        Input datasets by the name that BIDS URIs in the sidecars use.
+    """
+    from filelock import FileLock
+
+    logs = output_dir / "logs"
+    with explained(logs):
+        logs.mkdir(parents=True, exist_ok=True)
+    with FileLock(logs / ".description.lock"):
+        path = output_dir / "dataset_description.json"
+        document = _description(_read_links(path), links)
+        write_whole(path, Json(document))
+        _write_text(output_dir / "README.md", _README)
+        _write_text(output_dir / ".bidsignore", "\n".join(_BIDSIGNORE) + "\n")
+        for source in atlas.table_path(), atlas.description_path():
+            _copy(source, output_dir / source.name)
+            _copy(source.with_suffix(".json"), output_dir / source.with_suffix(".json").name)
+
+
+def _read_links(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")).get("DatasetLinks", {}))
+    except (OSError, ValueError):
+        return {}
+
+
+def _description(known: Mapping[str, str], links: Mapping[str, Path]) -> dict[str, Any]:
+    merged = {**known, **{name: path.resolve().as_uri() for name, path in links.items()}}
+    return {
+        "Name": "BrainSymphony embeddings",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": NAME, "Version": __version__}],
+        "SourceDatasets": [{"URL": uri} for uri in merged.values()],
+        "DatasetLinks": merged,
+        "HowToAcknowledge": (
+            "Please cite Khajehnejad et al. 2025 (arXiv 2506.18314), Schaefer et al. 2018 "
+            "(doi:10.1093/cercor/bhx179) and Tian et al. 2020 (doi:10.1038/s41593-020-00711-6)."
+        ),
+    }
+
+
+def _write_text(path: Path, text: str) -> None:
+    if not path.exists():
+        with explained(path):
+            path.write_text(text, "utf-8")
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_file() and not target.exists():
+        with explained(target):
+            part = target.with_name(f".{target.name}.part")
+            shutil.copyfile(source, part)
+            os.replace(part, target)

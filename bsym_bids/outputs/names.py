@@ -1,0 +1,130 @@
+"""Names of output files, built from the patterns in ``data/outputs.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from bsym_bids import atlas
+
+STATISTICS = {"mean": "mean", "pca": "pc1"}
+GROUPS = ("timeseries", "embedding")
+
+
+@dataclass(frozen=True)
+class Product:
+    """One kind of output file.
+
+    Attributes
+    ----------
+    key : str
+        Name of the product inside the program.
+    group : str
+        Products of a group are published together.
+    suffix, extension, description : str
+        BIDS suffix, file extension, and what the file holds.
+    stat, desc : str
+        Values of the entities ``stat-`` and ``desc-``; empty where the name has none.
+    """
+
+    key: str
+    group: str
+    suffix: str
+    extension: str
+    description: str
+    stat: str = ""
+    desc: str = ""
+
+
+@cache
+def products() -> Mapping[str, Product]:
+    """Return every product by its key, in the order in which they are documented."""
+    import yaml
+
+    text = files("bsym_bids").joinpath("data/outputs.yaml").read_text("utf-8")
+    return {key: Product(key=key, **entry) for key, entry in yaml.safe_load(text).items()}
+
+
+def products_of(group: str) -> tuple[Product, ...]:
+    """Return the products of one group."""
+    return tuple(product for product in products().values() if product.group == group)
+
+
+@dataclass(frozen=True)
+class RunNames:
+    """The output names of one BOLD run.
+
+    Attributes
+    ----------
+    output_dir : Path
+        Root of the output dataset.
+    entities : mapping of str to str
+        All source entities in BIDS order, short keys (``sub``, ``ses``, ``task``, ...), without
+        ``space``, ``res``, ``den`` and ``desc``.
+    space : str
+        Space of the source.
+    resolution, density : str, optional
+        ``res-`` and ``den-`` of the source.
+    method : str
+        How ROIs are summarised: ``mean`` or ``pca``.
+    """
+
+    output_dir: Path
+    entities: Mapping[str, str]
+    space: str
+    resolution: str | None = None
+    density: str | None = None
+    method: str = "mean"
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run's outputs."""
+        parts = [f"sub-{self.entities['sub']}"]
+        if "ses" in self.entities:
+            parts.append(f"ses-{self.entities['ses']}")
+        return self.output_dir.joinpath(*parts, "func")
+
+    @property
+    def stem(self) -> str:
+        """The part of the name that all outputs of the run share."""
+        parts = [f"{key}-{value}" for key, value in self.entities.items()]
+        parts += [f"space-{self.space}", f"atlas-{atlas.LABEL}", f"scale-{atlas.SCALE}"]
+        if self.resolution:
+            parts.append(f"res-{self.resolution}")
+        if self.density:
+            parts.append(f"den-{self.density}")
+        return "_".join(parts)
+
+    def path(self, key: str, method: str | None = None) -> Path:
+        """Return where a product of this run goes."""
+        product = products()[key]
+        stat = product.stat.format(statistic=STATISTICS[method or self.method])
+        name = self.stem
+        name += f"_stat-{stat}" if stat else ""
+        name += f"_desc-{product.desc}" if product.desc else ""
+        return self.folder / f"{name}_{product.suffix}{product.extension}"
+
+    def group_paths(self, group: str) -> tuple[Path, ...]:
+        """Return the data files of one group under the settings of this run."""
+        return tuple(self.path(product.key) for product in products_of(group))
+
+    def possible_paths(self, group: str) -> tuple[Path, ...]:
+        """Return the data files of one group under any settings, sidecars not included."""
+        paths = {
+            self.path(product.key, method)
+            for product in products_of(group)
+            for method in STATISTICS
+        }
+        return tuple(sorted(paths))
+
+    def uri(self, key: str) -> str:
+        """Return the BIDS URI of a product within the output dataset."""
+        return "bids::" + self.path(key).relative_to(self.output_dir).as_posix()
+
+
+def sidecar_of(path: Path) -> Path:
+    """Return the JSON sidecar of a data file."""
+    return path.with_name(path.name.removesuffix("".join(path.suffixes[-1:])) + ".json")

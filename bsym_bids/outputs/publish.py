@@ -1,0 +1,155 @@
+"""How files reach the output dataset: whole or not at all, and never mixed.
+
+Files are written aside under a hidden name in their own folder and renamed when all of them are
+complete. Each sidecar carries the fingerprint of the settings and inputs that made its file; a
+group of files counts as done when every file is there and every sidecar has the fingerprint that
+is expected. Sidecars are removed first and written last, so that a run killed in between leaves
+files that count as not done.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bsym_bids.errors import CannotCreateOutputError, OutputIOError
+from bsym_bids.outputs.names import sidecar_of
+from bsym_bids.outputs.tables import Content, Json
+
+FINGERPRINT_KEY = "Fingerprint"
+_DEVICE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A data file and its sidecar, ready to be written.
+
+    Attributes
+    ----------
+    path : Path
+        Where the data file goes.
+    content : Content
+        What it holds.
+    sidecar : mapping
+        Metadata for the JSON beside it.
+    """
+
+    path: Path
+    content: Content
+    sidecar: Mapping[str, Any]
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a digest of JSON-like values: equal values, equal digest."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_identity(path: Path | None) -> list[Any]:
+    """Return what tells one state of an input file from another: name, size, time of change."""
+    if path is None:
+        return []
+    status = path.stat()
+    return [path.name, status.st_size, status.st_mtime_ns]
+
+
+def is_complete(paths: Iterable[Path], expected: str) -> bool:
+    """Tell whether all files are there and were made under the expected fingerprint."""
+    return all(path.is_file() and read_fingerprint(path) == expected for path in paths)
+
+
+def read_fingerprint(path: Path) -> str | None:
+    """Return the fingerprint in a data file's sidecar; None when there is none to read."""
+    try:
+        return json.loads(sidecar_of(path).read_text("utf-8")).get(FINGERPRINT_KEY)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def publish(outputs: Sequence[OutputFile], expected: str, stale: Iterable[Path] = ()) -> None:
+    """Write a group of files so that it appears as a whole.
+
+    Parameters
+    ----------
+    outputs : sequence of OutputFile
+        The files of the group.
+    expected : str
+        Fingerprint to put into every sidecar.
+    stale : iterable of Path
+        Data files that must not survive beside the new ones (their sidecars included).
+
+    Raises
+    ------
+    CannotCreateOutputError
+        A folder or file cannot be made.
+    OutputIOError
+        The disk is full or fails; nothing of the group is left behind.
+    """
+    pending: list[tuple[Path, Path]] = []
+    try:
+        for output in outputs:
+            with explained(output.path):
+                output.path.parent.mkdir(parents=True, exist_ok=True)
+                pending.append(_write_aside(output.path, output.content))
+        for output in outputs:
+            document = {**output.sidecar, FINGERPRINT_KEY: expected}
+            with explained(output.path):
+                pending.append(_write_aside(sidecar_of(output.path), Json(document)))
+        with explained(outputs[0].path):
+            remove([*stale, *(output.path for output in outputs)])
+            while pending:
+                os.replace(*pending[0])
+                pending.pop(0)
+    finally:
+        for part, _ in pending:
+            part.unlink(missing_ok=True)
+
+
+def remove(data_files: Iterable[Path]) -> None:
+    """Remove data files and their sidecars, sidecars first."""
+    data_files = list(data_files)
+    for path in data_files:
+        sidecar_of(path).unlink(missing_ok=True)
+    for path in data_files:
+        path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: Content) -> None:
+    """Write one file aside and rename it into place."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(*_write_aside(path, content))
+
+
+def _write_aside(path: Path, content: Content) -> tuple[Path, Path]:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        content.write(part)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return part, path
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an operating system error while writing ``path`` into an explained one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DEVICE_ERRORS:
+            raise OutputIOError(
+                f"{path}: {error.strerror}",
+                hint="make space, then run the same command again: finished files are kept",
+            ) from error
+        raise CannotCreateOutputError(
+            f"{path}: {error.strerror or error}",
+            hint="check the permissions of the output and work directories",
+        ) from error

@@ -1,0 +1,134 @@
+"""What is said before and after a run: the plan, and what became of everyone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from bsym_bids.errors import ParticipantsFailedError
+from bsym_bids.outputs.names import GROUPS
+from bsym_bids.outputs.publish import write_whole
+from bsym_bids.outputs.tables import Table
+
+if TYPE_CHECKING:
+    from bsym_bids.inputs import Plan
+    from bsym_bids.jobs import RunJob
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run.
+
+    Attributes
+    ----------
+    participant, run : str
+        Label of the participant and of the run.
+    status : str
+        ``done``, ``unchanged`` (outputs were up to date), ``failed`` or ``not run``.
+    reason, hint : str
+        Why it failed, and what to do.
+    exit_code : int
+        Exit code that the failure asks for.
+    """
+
+    participant: str
+    run: str
+    status: str
+    reason: str = ""
+    hint: str = ""
+    exit_code: int = 0
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """Return the exit code of a whole run.
+
+    0 when nothing failed; 1 when some participants failed; the code of the failures themselves
+    when no participant is complete and all failed for the same kind of reason.
+    """
+    failed = {outcome.participant for outcome in outcomes if outcome.exit_code}
+    codes = {outcome.exit_code for outcome in outcomes if outcome.exit_code}
+    if not failed:
+        return 0
+    complete = {outcome.participant for outcome in outcomes} - failed
+    if not complete and len(codes) == 1:
+        return codes.pop()
+    return ParticipantsFailedError.exit_code
+
+
+def write_summary(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Write one row per run: participant, run, status, reason, hint."""
+    columns = {
+        name: [getattr(outcome, name) for outcome in outcomes]
+        for name in ("participant", "run", "status", "reason", "hint")
+    }
+    columns = {
+        name: [" ".join(str(value).split()) for value in values] for name, values in columns.items()
+    }
+    write_whole(path, Table(columns))
+
+
+def print_summary(
+    outcomes: Sequence[Outcome], output_dir: Path, stream: TextIO | None = None
+) -> None:
+    """Print who is complete, who failed and why, and where to look."""
+    stream = stream or sys.stderr
+    counts = {
+        status: sum(outcome.status == status for outcome in outcomes)
+        for status in ("done", "unchanged", "failed", "not run")
+    }
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    participants = len({outcome.participant for outcome in outcomes})
+    print(f"{participants} participant(s), {len(outcomes)} run(s): {said}", file=stream)
+    for outcome in outcomes:
+        if outcome.status in ("failed", "not run"):
+            where = f"sub-{outcome.participant}"
+            if outcome.run not in ("n/a", where):
+                where = outcome.run
+            print(f"  {where}: {outcome.status}: {outcome.reason}", file=stream)
+            if outcome.hint:
+                print(f"    hint: {outcome.hint}", file=stream)
+    print(f"outputs: {output_dir}", file=stream)
+
+
+def print_plan(
+    plan: Plan, jobs: Mapping[str, Sequence[RunJob]] | None, stream: TextIO | None = None
+) -> None:
+    """Print what a run would do.
+
+    Parameters
+    ----------
+    plan : Plan
+        What was found.
+    jobs : mapping, optional
+        The jobs by participant; None when there is no model to make them with.
+    stream : TextIO, optional
+        Where to print; standard output by default.
+    """
+    stream = stream or sys.stdout
+    for derivatives in plan.derivatives:
+        print(f"derivatives {derivatives.name}: {derivatives.root}", file=stream)
+    for participant in plan.participants:
+        print(f"sub-{participant.label}", file=stream)
+        for run in participant.bold_runs:
+            print(f"  run {run.label}", file=stream)
+            for role in ("bold", "mask", "confounds"):
+                print(f"    {role:<9} {getattr(run, role) or 'none'}", file=stream)
+            for job in (jobs or {}).get(participant.label, ()):
+                if job.run is run:
+                    _print_outputs(job, stream)
+        for problem in participant.problems:
+            print(f"  problem: {problem}", file=stream)
+    for skipped in plan.skipped:
+        print(f"skipped {skipped.path}: {skipped.reason}", file=stream)
+    runs = sum(len(participant.bold_runs) for participant in plan.participants)
+    print(f"{len(plan.participants)} participant(s), {runs} run(s) to process", file=stream)
+
+
+def _print_outputs(job: RunJob, stream: TextIO) -> None:
+    for group in GROUPS:
+        state = "write" if group in job.to_do else "keep"
+        for path in job.names.group_paths(group):
+            print(f"    {state:<9} {path}", file=stream)

@@ -1,0 +1,134 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from bsym_bids.cli import build_parser, main, parse_config
+from bsym_bids.config import CALL_FIELDS, RunConfig, read_toml, write_toml
+from bsym_bids.errors import InputMissingError, UsageError
+
+CALL = ["in", "out", "participant"]
+
+# Every option with a value that differs from its default, and the field as it must arrive.
+OPTIONS = {
+    "participant_label": (["--participant-label", "sub-01", "02"], ("01", "02")),
+    "session_label": (["--session-label", "ses-a", "b"], ("a", "b")),
+    "task_id": (["--task-id", "rest", "task-movie"], ("rest", "movie")),
+    "run_id": (["--run-id", "1", "run-02"], ("1", "02")),
+    "bids_filter_file": (["--bids-filter-file", "f.json"], Path("f.json")),
+    "derivatives": (
+        ["--derivatives", "a=x/y", "p/q"],
+        {"a": Path("x/y"), "q": Path("p/q")},
+    ),
+    "space": (["--space", "fsLR", "MNI152NLin6Asym"], ("fsLR", "MNI152NLin6Asym")),
+    "nuisance": (["--nuisance", "36p"], "36p"),
+    "high_pass": (["--high-pass", "0.01"], 0.01),
+    "low_pass": (["--low-pass", "0.1"], 0.1),
+    "fd_threshold": (["--fd-threshold", "0.3"], 0.3),
+    "min_coverage": (["--min-coverage", "0.8"], 0.8),
+    "parcel_method": (["--parcel-method", "pca"], "pca"),
+    "model": (["--model", "untrained"], "untrained"),
+    "model_dir": (["--model-dir", "m"], Path("m")),
+    "model_tr": (["--model-tr", "0.72"], 0.72),
+    "window_step": (["--window-step", "50"], 50),
+    "scaling": (["--scaling", "zscore"], "zscore"),
+    "work_dir": (["-w", "scratch"], Path("scratch")),
+    "clean_workdir": (["--clean-workdir"], True),
+    "nprocs": (["--nprocs", "3"], 3),
+    "omp_nthreads": (["--omp-nthreads", "2"], 2),
+    "mem_gb": (["--mem-gb", "4"], 4.0),
+    "use_plugin": (["--use-plugin", "p.yml"], Path("p.yml")),
+    "bids_database_dir": (["--bids-database-dir", "db"], Path("db")),
+    "skip_bids_validation": (["--skip-bids-validation"], True),
+    "stop_on_first_crash": (["--stop-on-first-crash"], True),
+    "dry_run": (["--dry-run"], True),
+    "seed": (["--seed", "7"], 7),
+    "verbose": (["-vv"], 2),
+}
+
+
+def test_every_setting_has_an_option_and_every_option_a_setting():
+    settings = {f.name for f in fields(RunConfig)} - set(CALL_FIELDS)
+    assert settings == set(OPTIONS)
+    actions = {a.dest for a in build_parser()._actions} - {"help", "version", "config"}
+    assert actions == settings | set(CALL_FIELDS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_option_reaches_its_setting(name):
+    arguments, expected = OPTIONS[name]
+    config = parse_config([*CALL, *arguments])
+    assert getattr(config, name) == expected
+    default = RunConfig(Path("in"), Path("out"), "participant")
+    assert getattr(default, name) != expected
+    unchanged = {f.name for f in fields(RunConfig)} - {name}
+    assert all(getattr(config, other) == getattr(default, other) for other in unchanged)
+
+
+def test_written_settings_repeat_the_run(tmp_path):
+    arguments = [word for words, _ in OPTIONS.values() for word in words]
+    config = parse_config([*CALL, *arguments])
+    write_toml(config, tmp_path / "run.toml")
+    assert parse_config([*CALL, "--config", str(tmp_path / "run.toml")]) == config
+
+
+def test_command_line_wins_over_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('nuisance = "36p"\nhigh-pass = 1\nspace = "fsLR"\n')
+    config = parse_config([*CALL, "--config", str(file), "--nuisance", "none"])
+    assert (config.nuisance, config.high_pass, config.space) == ("none", 1.0, ("fsLR",))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("nuisanse = 'x'", "nuisanse"),
+        ("seed = 'one'", "seed"),
+        ("dry_run = 1", "dry_run"),
+        ("derivatives = ['a']", "derivatives"),
+        ("task_id = 3", "task_id"),
+        ("work_dir = 3", "work_dir"),
+        ("seed = ", "TOML"),
+    ],
+)
+def test_bad_file_is_named_with_the_setting(tmp_path, text, word):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=word) as caught:
+        read_toml(file)
+    assert str(file) in str(caught.value)
+
+
+def test_absent_file(tmp_path):
+    with pytest.raises(InputMissingError):
+        read_toml(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--min-coverage", "1.5"],
+        ["--high-pass", "-1"],
+        ["--window-step", "0"],
+        ["--model-tr", "0"],
+        ["--fd-threshold", "-0.1"],
+        ["--nprocs", "0"],
+        ["--mem-gb", "0"],
+        ["--seed", "-1"],
+        ["--derivatives", "a=x", "a=y"],
+    ],
+)
+def test_numbers_that_cannot_be_meant(arguments, capsys):
+    assert main([*CALL, *arguments]) == 64
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_group_level_says_not_yet(capsys):
+    assert main(["in", "out", "group"]) == 64
+    assert "not available yet" in capsys.readouterr().err
+
+
+def test_wrong_usage_exits_64():
+    with pytest.raises(SystemExit) as caught:
+        main(["in"])
+    assert caught.value.code == 64

@@ -1,0 +1,206 @@
+"""How a graph is run: local processes that may die, plugins of schedulers, failures collected."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.plugins.base import PluginBase
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
+
+from bsym_bids.errors import InputMissingError, UsageError
+from bsym_bids.interfaces.base import FAILURE_RECORD
+
+StatusCallback = Callable[[Node, str], None]
+WORKER_DIED = "a worker process was killed (often: not enough memory)"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run could not be completed.
+
+    Attributes
+    ----------
+    message, hint : str
+        What went wrong and what to do.
+    exit_code : int
+        Exit code that the failure asks for.
+    worker_died : bool
+        The process that ran it, or one beside it, was killed: trying again alone may help.
+    """
+
+    message: str
+    hint: str = ""
+    exit_code: int = 1
+    worker_died: bool = False
+
+
+class LocalPlugin(MultiProcPlugin):
+    """Nipype's MultiProc plugin that survives the death of a worker.
+
+    When the kernel kills a worker, the whole pool is lost and the stock plugin waits for ever.
+    Here what was running is reported as failed and the pool is made anew.
+    """
+
+    def _submit_job(self, node: Node, updatehash: bool = False) -> int:
+        self._taskid += 1
+        try:
+            future = self.pool.submit(run_node, node, updatehash, self._taskid)
+        except BrokenProcessPool:
+            self._renew_pool()
+            future = self.pool.submit(run_node, node, updatehash, self._taskid)
+        future.add_done_callback(partial(self._collect, self._taskid))
+        self._task_obj[self._taskid] = future
+        return self._taskid
+
+    def _collect(self, taskid: int, future: Future[dict[str, Any]]) -> None:
+        error = future.exception()
+        self._taskresult[taskid] = (
+            future.result()
+            if error is None
+            else {"taskid": taskid, "result": None, "traceback": [f"{WORKER_DIED}: {error}"]}
+        )
+
+    def _renew_pool(self) -> None:
+        self.pool.shutdown(wait=False)
+        self.pool = ProcessPoolExecutor(
+            max_workers=self.processors, initializer=os.chdir, initargs=(self._cwd,)
+        )
+
+
+@dataclass(frozen=True)
+class PluginChoice:
+    """Which Nipype plugin runs the graphs.
+
+    Attributes
+    ----------
+    name : str
+        Plugin name; ``local`` is `LocalPlugin`.
+    arguments : dict
+        Its ``plugin_args``.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+
+    def build(self, callback: StatusCallback) -> PluginBase:
+        """Return the plugin, reporting every change of a node's status to ``callback``."""
+        arguments = {**self.arguments, "status_callback": callback}
+        if self.name == "local":
+            return LocalPlugin(plugin_args=arguments)
+        from nipype.pipeline import plugins
+
+        return getattr(plugins, f"{self.name}Plugin")(plugin_args=arguments)
+
+
+def choose_plugin(file: Path | None, n_procs: int, memory_gb: float) -> PluginChoice:
+    """Return the plugin that a YAML file asks for, or local processes.
+
+    Raises
+    ------
+    InputMissingError, UsageError
+        The file is absent, or names no Nipype plugin.
+    """
+    if file is None:
+        arguments = {"n_procs": n_procs, "memory_gb": memory_gb, "raise_insufficient": False}
+        return PluginChoice("local", arguments)
+    import yaml
+    from nipype.pipeline import plugins
+
+    try:
+        document = yaml.safe_load(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputMissingError(f"{file}: no such plugin file") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{file}: cannot be read as YAML: {error}") from error
+    hint = "for example: {plugin: SLURM, plugin_args: {sbatch_args: '--mem=4G'}}"
+    if not isinstance(document, dict) or not isinstance(document.get("plugin"), str):
+        raise UsageError(f"{file}: does not name a plugin", hint=hint)
+    name, arguments = document["plugin"], document.get("plugin_args") or {}
+    if not isinstance(arguments, dict):
+        raise UsageError(f"{file}: plugin_args is not a mapping", hint=hint)
+    if name == "MultiProc":
+        defaults = {"n_procs": n_procs, "memory_gb": memory_gb, "raise_insufficient": False}
+        return PluginChoice("local", {**defaults, **arguments})
+    if not hasattr(plugins, f"{name}Plugin"):
+        known = sorted(n.removesuffix("Plugin") for n in dir(plugins) if n.endswith("Plugin"))
+        raise UsageError(
+            f"{file}: Nipype has no plugin {name!r}", hint=f"plugins: {', '.join(known)}"
+        )
+    return PluginChoice(name, arguments)
+
+
+def run_graph(workflow: Workflow, plugin: PluginBase) -> Exception | None:
+    """Run a graph to its end and return the first failure that Nipype reports, if any.
+
+    When everything that can run has run, Nipype raises the first of all node failures. The reasons
+    of all of them are in the node folders (see `failure_of`); what is returned here serves where
+    nothing is on record.
+    """
+    try:
+        workflow.run(plugin=plugin)
+    except Exception as error:  # one bad participant must not end the others' run
+        return error
+    return None
+
+
+def clear_failures(folder: Path) -> None:
+    """Forget failures that an earlier run left in the work directory of one BOLD run."""
+    for record in folder.glob(f"*/{FAILURE_RECORD}"):
+        record.unlink()
+
+
+def failure_of(folder: Path, crash_dir: Path, since: float) -> Failure | None:
+    """Return why a BOLD run failed.
+
+    Parameters
+    ----------
+    folder : Path
+        Its folder in the work directory, with one folder per node.
+    crash_dir : Path
+        Where Nipype puts crash files of this participant.
+    since : float
+        Start of this invocation (seconds since the epoch): older crash files don't count.
+
+    Returns
+    -------
+    Failure or None
+        None when nothing is on record.
+    """
+    for path in sorted(folder.glob(f"*/{FAILURE_RECORD}")):
+        record = json.loads(path.read_text("utf-8"))
+        return Failure(record["message"], record["hint"], int(record["exit_code"]))
+    for path in _crash_files(crash_dir, since):
+        text = path.read_text("utf-8", errors="replace")
+        if f".{folder.name}." not in text:
+            continue
+        if WORKER_DIED in text:
+            hint = "lower --nprocs or --omp-nthreads, or set --mem-gb"
+            return Failure(WORKER_DIED, hint, worker_died=True)
+        return Failure(f"{_last_line(text)} (details: {path})", "please report this crash file")
+    return None
+
+
+def _crash_files(crash_dir: Path, since: float) -> Iterable[Path]:
+    files = [p for p in crash_dir.glob("crash-*.txt") if p.stat().st_mtime >= since]
+    return sorted(files, key=lambda p: p.stat().st_mtime)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown error"
+
+
+def unrecorded(error: Exception | None) -> Failure:
+    """Return the failure of a run that left no record of its own."""
+    if error is None:
+        return Failure("outputs are missing, and no reason is on record", "run it again with -v")
+    return Failure(_last_line(str(error)), "run it again with -v, and see the log")

@@ -1,0 +1,319 @@
+"""The participant level: plan, check, run, and say what became of everyone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from bsym_bids.config import RunConfig, write_toml
+from bsym_bids.errors import BsymError, InputMissingError
+from bsym_bids.inputs import Plan, plan_inputs, read_filter_file
+from bsym_bids.jobs import RunJob, Settings, in_chunks, jobs_of
+from bsym_bids.outputs.dataset import (
+    check_location,
+    check_space,
+    describe_dataset,
+    make_writable,
+)
+from bsym_bids.outputs.publish import explained
+from bsym_bids.progress import Progress
+from bsym_bids.summary import Outcome, exit_code, print_plan, print_summary, write_summary
+
+if TYPE_CHECKING:
+    from bsym_bids.workflows.execution import Failure, PluginChoice
+
+LOGGER = logging.getLogger("bsym_bids")
+_CHUNK = 50  # participants per graph: bounds the memory of the graph and of its bookkeeping
+_BYTES_PER_RUN = 40_000_000  # outputs and work files of a run of 1200 volumes
+
+
+def run_participant_level(config: RunConfig) -> int:
+    """Run the participant level and return its exit code.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The settings of the run.
+
+    Returns
+    -------
+    int
+        0 when every participant is complete; otherwise as `bsym_bids.summary.exit_code` says.
+
+    Raises
+    ------
+    BsymError
+        Whatever keeps the run from starting.
+    """
+    from bsym_bids.bold.nuisance import load_strategy
+    from bsym_bids.model.weights import default_model_name, resolve_release
+
+    _quiet_libraries(config.scratch)
+    _set_up_console(config.verbose)
+    check_location(config.bids_dir, config.output_dir, config.scratch)
+    strategy = load_strategy(config.nuisance)
+    plan = _plan(config)
+    name = config.model or default_model_name()
+    try:
+        release = resolve_release(name, model_dir=config.model_dir)
+    except BsymError:
+        if config.dry_run:
+            print_plan(plan, None)
+        raise
+    jobs = jobs_of(plan, config, Settings.of(config, strategy, release))
+    if config.dry_run:
+        print_plan(plan, jobs)
+        return 0
+    plugin = _plugin(config)
+    todo = {label: runs for label, runs in jobs.items() if any(job.to_do for job in runs)}
+    _prepare_folders(config, plan, sum(map(len, todo.values())))
+    with _run_log(config) as run_id:
+        if release.warning:
+            LOGGER.warning("%s", release.warning)
+        threads = _threads(config, sum(map(len, todo.values())))
+        failures = _run_all(todo, config, plugin, threads)
+        outcomes = _outcomes(plan, jobs, todo, failures)
+        write_summary(outcomes, config.output_dir / "logs" / f"{run_id}_summary.tsv")
+        print_summary(outcomes, config.output_dir)
+    return exit_code(outcomes)
+
+
+def _plan(config: RunConfig) -> Plan:
+    """Find what there is to do."""
+    filters = read_filter_file(config.bids_filter_file) if config.bids_filter_file else None
+    return plan_inputs(
+        bids_dir=config.bids_dir,
+        derivatives=config.derivatives or None,
+        participant_labels=config.participant_label,
+        session_labels=config.session_label,
+        task_ids=config.task_id,
+        run_ids=config.run_id,
+        bids_filters=filters,
+        spaces=config.space,
+        skip_bids_validation=config.skip_bids_validation,
+        database_dir=config.bids_database_dir,
+    )
+
+
+def _plugin(config: RunConfig) -> PluginChoice:
+    from bsym_bids.workflows.execution import choose_plugin
+
+    return choose_plugin(config.use_plugin, _processes(config), _memory_gb(config))
+
+
+def _processes(config: RunConfig) -> int:
+    return config.nprocs or len(os.sched_getaffinity(0))
+
+
+def _memory_gb(config: RunConfig) -> float:
+    """Memory that may be used: as asked, else 90 % of what this machine or container has."""
+    if config.mem_gb:
+        return config.mem_gb
+    total = psutil.virtual_memory().total
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    return 0.9 * total / 1e9
+
+
+def _threads(config: RunConfig, n_runs: int) -> int:
+    """Threads of one step: as asked, else what the runs leave idle, at most eight."""
+    threads = config.omp_nthreads or min(8, max(1, _processes(config) // max(1, n_runs)))
+    return min(threads, _processes(config))
+
+
+def _prepare_folders(config: RunConfig, plan: Plan, n_runs: int) -> None:
+    """Make the output and work folders, and refuse to start without the space for them."""
+    output, work = config.output_dir, config.scratch
+    make_writable(output)
+    if config.clean_workdir and (work / "bsym").is_dir():
+        with explained(work):
+            shutil.rmtree(work / "bsym")
+    make_writable(work)
+    for folder in (output, work):
+        check_space(folder, n_runs * _BYTES_PER_RUN)
+    links = {d.name: d.root for d in plan.derivatives}
+    describe_dataset(output, links)
+
+
+def _run_all(
+    todo: Mapping[str, Sequence[RunJob]], config: RunConfig, plugin: PluginChoice, threads: int
+) -> dict[tuple[str, str], Failure]:
+    """Run everything, and once more alone what a killed worker took down with it."""
+    from bsym_bids.workflows.execution import PluginChoice as Choice
+
+    steps = {label: _count_steps(runs, threads) for label, runs in todo.items()}
+    progress = Progress(steps)
+    failures: dict[tuple[str, str], Failure] = {}
+    for labels in in_chunks(list(todo), _CHUNK):
+        chunk = {label: todo[label] for label in labels}
+        new = _run_chunk(chunk, config, plugin, threads, progress)
+        victims = {label for (label, _), failure in new.items() if failure.worker_died}
+        if victims and not config.stop_on_first_crash:
+            LOGGER.warning("%d participant(s) lost their worker: trying again alone", len(victims))
+            alone = Choice(plugin.name, {**plugin.arguments, "n_procs": threads})
+            again = {label: chunk[label] for label in victims}
+            new = {key: value for key, value in new.items() if key[0] not in victims}
+            new |= _run_chunk(again, config, alone, threads, progress)
+        failures |= new
+        for label in labels:
+            progress.close(label, failed=any(key[0] == label for key in failures))
+        if failures and config.stop_on_first_crash:
+            break
+    return failures
+
+
+def _count_steps(runs: Sequence[RunJob], threads: int) -> int:
+    from bsym_bids.workflows.base import init_participant_wf
+
+    graph = init_participant_wf(label="x", jobs=runs, threads=threads)
+    return len(graph.list_node_names())
+
+
+def _run_chunk(
+    jobs: Mapping[str, Sequence[RunJob]],
+    config: RunConfig,
+    plugin: PluginChoice,
+    threads: int,
+    progress: Progress,
+) -> dict[tuple[str, str], Failure]:
+    """Run some participants and return the failures by participant and run."""
+    from bsym_bids.workflows.base import (
+        crash_folder,
+        init_participants_wf,
+        participant_name,
+        run_folder,
+    )
+    from bsym_bids.workflows.execution import (
+        clear_failures,
+        failure_of,
+        run_graph,
+        unrecorded,
+    )
+
+    work = config.scratch.resolve()
+    folders = {
+        (label, job.run.label): run_folder(work, label, job)
+        for label, runs in jobs.items()
+        for job in runs
+    }
+    for folder in folders.values():
+        clear_failures(folder)
+    labels = {participant_name(label): label for label in jobs}
+
+    def note(node: object, status: str) -> None:
+        _, participant, *_, step = str(node.fullname).split(".")  # type: ignore[attr-defined]
+        progress.step(labels[participant], status, step.replace("_", " "))
+
+    started = time.time() - 1
+    workflow = init_participants_wf(
+        jobs=jobs,
+        output_dir=config.output_dir,
+        work_dir=work,
+        threads=threads,
+        stop_on_first_crash=config.stop_on_first_crash,
+    )
+    error = run_graph(workflow, plugin.build(note))
+    if error is not None:
+        LOGGER.debug("the graph ended with", exc_info=error)
+    failures = {}
+    for label, runs in jobs.items():
+        for job in runs:
+            if job.to_do:
+                folder = folders[label, job.run.label]
+                failure = failure_of(folder, crash_folder(config.output_dir, label), started)
+                failures[label, job.run.label] = failure or unrecorded(error)
+    return failures
+
+
+def _outcomes(
+    plan: Plan,
+    jobs: Mapping[str, Sequence[RunJob]],
+    todo: Mapping[str, Sequence[RunJob]],
+    failures: Mapping[tuple[str, str], Failure],
+) -> list[Outcome]:
+    """Say what became of every run of every participant."""
+    outcomes = []
+    for participant in plan.participants:
+        label = participant.label
+        for problem in participant.problems:
+            outcomes.append(
+                Outcome(label, "n/a", "failed", problem, "", InputMissingError.exit_code)
+            )
+        for job in jobs[label]:
+            failure = failures.get((label, job.run.label))
+            if failure:
+                outcomes.append(
+                    Outcome(
+                        label,
+                        job.run.label,
+                        "failed",
+                        failure.message,
+                        failure.hint,
+                        failure.exit_code,
+                    )
+                )
+            elif job.to_do:
+                outcomes.append(Outcome(label, job.run.label, "not run", "stopped before", "", 1))
+            else:
+                status = "done" if label in todo else "unchanged"
+                outcomes.append(Outcome(label, job.run.label, status))
+    return outcomes
+
+
+def _quiet_libraries(work_dir: Path) -> None:
+    """Keep Nipype from calling home, from writing to HOME and from printing."""
+    os.environ["NO_ET"] = "1"
+    os.environ["NIPYPE_NO_ET"] = "1"
+    os.environ.setdefault("NIPYPE_CONFIG_DIR", str(work_dir.resolve() / "nipype"))
+    # Arrays here are small; the model sets its own number of threads.
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
+
+def _set_up_console(verbose: int) -> None:
+    """Send our own messages to standard error."""
+    LOGGER.setLevel(logging.DEBUG)
+    LOGGER.propagate = False
+    LOGGER.handlers.clear()
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
+    console.setFormatter(logging.Formatter("bsym-bids: %(levelname)s: %(message)s"))
+    LOGGER.addHandler(console)
+
+
+@contextmanager
+def _run_log(config: RunConfig) -> Iterator[str]:
+    """Keep the settings and the log of this invocation under ``logs/`` of the output."""
+    logs = config.output_dir / "logs"
+    run_id = f"{time.strftime('%Y%m%dT%H%M%S')}_{uuid.uuid4().hex[:8]}"
+    with explained(logs):
+        logs.mkdir(parents=True, exist_ok=True)
+        write_toml(config, logs / f"{run_id}_config.toml")
+        handler = logging.FileHandler(logs / f"{run_id}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    import nipype  # noqa: F401  (sets up its own loggers, which are taken over here)
+
+    nipype_logger = logging.getLogger("nipype")
+    before = nipype_logger.handlers[:]
+    if config.verbose < 2:
+        nipype_logger.handlers[:] = [handler]
+    else:
+        nipype_logger.addHandler(handler)
+    LOGGER.addHandler(handler)
+    try:
+        yield run_id
+    finally:
+        LOGGER.removeHandler(handler)
+        nipype_logger.handlers[:] = before
+        handler.close()
