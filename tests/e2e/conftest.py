@@ -1,0 +1,63 @@
+"""A small dataset made once, and the installed command run on copies of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bsym_bids.demo.dataset import make_demo_dataset
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def run_command(*arguments: object, **options: object) -> Result:
+    """Run the installed ``bsym-bids`` as a user would."""
+    program = Path(sys.executable).with_name("bsym-bids")
+    environment = {**os.environ, **options.pop("env", {})}
+    done = subprocess.run(
+        [program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=environment,
+        check=False,
+        **options,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def participant_level(bids: Path, out: Path, *arguments: object, **options: object) -> Result:
+    return run_command(bids, out, "participant", "--model", "untrained", *arguments, **options)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """One participant with a volume, one with CIFTI."""
+    bids = tmp_path_factory.mktemp("made") / "bids"
+    make_demo_dataset(bids, participants=("01", "03"), resolution_mm=5, n_volumes=210)
+    return bids
+
+
+@pytest.fixture
+def bids(dataset, tmp_path) -> Path:
+    """A copy that a test may break."""
+    shutil.copytree(dataset, tmp_path / "bids")
+    return tmp_path / "bids"
+
+
+@pytest.fixture(scope="session")
+def finished(dataset, tmp_path_factory) -> tuple[Path, Result]:
+    """The outputs of an undisturbed run, not to be changed."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    return out, participant_level(dataset, out)

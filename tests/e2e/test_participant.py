@@ -1,0 +1,273 @@
+"""The participant level as its users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import participant_level, run_command
+
+from bsym_bids import atlas
+from bsym_bids.outputs.names import products, sidecar_of
+from tests.bids_validation import extended_schema_file, validate
+
+FAST = ("--window-step", "200")
+
+
+def data_files(out: Path) -> list[Path]:
+    return sorted(p for p in out.glob("sub-*/**/*") if p.suffix in (".tsv", ".npz"))
+
+
+def read(out: Path, pattern: str, **options: object) -> pd.DataFrame:
+    (path,) = out.glob(f"sub-*/**/{pattern}")
+    return pd.read_csv(path, sep="\t", na_values="n/a", keep_default_na=False, **options)
+
+
+def test_every_product_of_every_run_is_there(finished):
+    out, result = finished
+    assert result.code == 0, result.err
+    files = data_files(out)
+    assert len(files) == 2 * len(products())
+    for path in files:
+        sidecar = json.loads(sidecar_of(path).read_text())
+        assert {"Description", "Sources", "Fingerprint", "SoftwareVersions"} <= set(sidecar)
+    assert not [p for p in out.rglob("*") if p.name.endswith(".part")]
+
+
+def test_tables_have_all_rois_in_atlas_order(finished):
+    out, _ = finished
+    names = list(atlas.roi_names())
+    series = read(out, "sub-01*_stat-mean_timeseries.tsv")
+    assert list(series.columns) == names and len(series) == 210
+    for pattern in ("*pearsoncorrelation_relmat.tsv", "*similarity_relmat.tsv"):
+        matrix = read(out, "sub-01*" + pattern, index_col="Node")
+        assert list(matrix.index) == list(matrix.columns) == names
+        values = matrix.to_numpy()
+        np.testing.assert_allclose(values, values.T, atol=1e-6)
+        assert np.nanmax(np.abs(values)) <= 1 + 1e-6
+    attention = read(out, "sub-01*_desc-attention_relmat.tsv", index_col="Node")
+    np.testing.assert_allclose(np.nansum(attention, axis=1), 1, atol=1e-3)
+    embedding = read(out, "sub-01*_desc-functional_embedding.tsv")
+    assert embedding.shape == (450, 2 + 128) and list(embedding["name"]) == names
+
+
+def test_mean_embedding_is_the_mean_of_the_windows(finished):
+    out, _ = finished
+    (path,) = out.glob("sub-01/**/*_desc-functionalwindows_embedding.npz")
+    windows = np.load(path, allow_pickle=False)["embedding"]
+    mean = read(out, "sub-01*_desc-functional_embedding.tsv").filter(regex="^dim").to_numpy()
+    np.testing.assert_allclose(windows.mean(axis=0), mean, atol=1e-5)
+
+
+def test_untrained_says_so_everywhere(finished):
+    out, result = finished
+    assert "untrained" in result.err
+    sidecars = [p for p in out.glob("sub-*/**/*.json") if "Model" in json.loads(p.read_text())]
+    assert len(sidecars) == 2 * 7
+    for path in sidecars:
+        document = json.loads(path.read_text())
+        assert document["Model"]["Trained"] is False
+        assert "random" in document["Warning"]
+
+
+def test_known_connectivity_comes_back(dataset, finished):
+    from bsym_bids.demo.cli import connectivity_files
+    from bsym_bids.demo.dataset import compare_with_truth
+
+    correlations = dict(compare_with_truth(dataset, connectivity_files(finished[0])))
+    assert len(correlations) == 2
+    assert min(correlations.values()) > 0.5
+
+
+def test_dataset_is_valid_bids_in_the_extended_schema(finished, tmp_path):
+    issues = validate(finished[0], extended_schema_file(tmp_path))
+    assert [issue for issue in issues if issue.severity == "error"] == []
+
+
+def test_second_run_changes_nothing(dataset, finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in data_files(out)}
+    result = participant_level(dataset, out)
+    assert result.code == 0, result.err
+    assert "unchanged" in result.err
+    assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in data_files(out)}
+
+
+def test_other_settings_replace_everything_and_mix_nothing(dataset, finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    settings = ("--participant-label", "01", "--nuisance", "none", "--parcel-method", "pca", *FAST)
+    result = participant_level(dataset, out, *settings)
+    assert result.code == 0, result.err
+    files = data_files(out / "sub-01")
+    files = [p for p in out.glob("sub-01/**/*") if p.suffix in (".tsv", ".npz")]
+    assert len(files) == len(products())
+    assert not list(out.glob("sub-01/**/*_stat-mean_*"))
+    for path in files:
+        used = json.loads(sidecar_of(path).read_text())["TimeSeriesSettings"]
+        assert (used["ParcelMethod"], used["NuisanceStrategy"]["name"]) == ("pca", "none")
+
+
+def test_another_scaling_keeps_the_time_series(dataset, finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    (series,) = out.glob("sub-01/**/*_stat-mean_timeseries.tsv")
+    (embedding,) = out.glob("sub-01/**/*_desc-functional_embedding.tsv")
+    before = series.stat().st_mtime_ns, embedding.read_bytes()
+    result = participant_level(
+        dataset, out, "--participant-label", "sub-01", "--scaling", "zscore", *FAST
+    )
+    assert result.code == 0, result.err
+    assert series.stat().st_mtime_ns == before[0]
+    assert embedding.read_bytes() != before[1]
+
+
+def test_dry_run_tells_all_and_writes_nothing(dataset, tmp_path):
+    out = tmp_path / "out"
+    result = participant_level(dataset, out, "--dry-run")
+    assert result.code == 0, result.err
+    assert not out.exists()
+    for key in products():
+        assert products()[key].suffix in result.out
+    assert "desc-preproc_bold.nii.gz" in result.out
+    assert "2 participant(s), 2 run(s)" in result.out
+
+
+def test_absent_weights_stop_the_run_before_anything_is_written(dataset, tmp_path):
+    started = time.monotonic()
+    result = run_command(
+        dataset,
+        tmp_path / "out",
+        "participant",
+        env={"BSYM_MODEL": "", "BSYM_MODEL_HOME": str(tmp_path / "none")},
+    )
+    assert result.code == 66
+    assert time.monotonic() - started < 20
+    assert "brainsymphony-v1" in result.err and "--model-dir" in result.err
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_environment_names_the_default_model(dataset, tmp_path):
+    result = run_command(
+        dataset, tmp_path / "out", "participant", "--dry-run", env={"BSYM_MODEL": "untrained"}
+    )
+    assert result.code == 0, result.err
+
+
+def test_written_settings_repeat_the_run(dataset, finished, tmp_path):
+    (config,) = (finished[0] / "logs").glob("*_config.toml")
+    result = run_command(dataset, tmp_path / "out", "participant", "--config", config, "--dry-run")
+    assert result.code == 0, result.err
+    assert result.out.count("  run ") == 2
+
+
+def test_one_broken_participant_does_not_stop_the_other(bids, tmp_path):
+    (bold,) = bids.glob("derivatives/**/sub-01*_desc-preproc_bold.nii.gz")
+    bold.write_bytes(bold.read_bytes()[: bold.stat().st_size // 2])
+    out = tmp_path / "out"
+    result = participant_level(bids, out, *FAST)
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert bold.name in result.err
+    assert not list(out.glob("sub-01/**/*.tsv"))
+    assert len([p for p in out.glob("sub-03/**/*") if p.suffix in (".tsv", ".npz")]) == len(
+        products()
+    )
+    (summary,) = (out / "logs").glob("*_summary.tsv")
+    table = pd.read_csv(summary, sep="\t", dtype=str).set_index("participant")
+    assert table["status"].to_dict() == {"01": "failed", "03": "done"}
+
+
+def test_short_run_gets_time_series_but_no_embedding(bids, tmp_path):
+    import nibabel as nib
+
+    (bold,) = bids.glob("derivatives/**/sub-01*_desc-preproc_bold.nii.gz")
+    image = nib.load(bold)
+    nib.save(image.slicer[..., :150], bold)
+    (confounds,) = bids.glob("derivatives/**/sub-01*_desc-confounds_timeseries.tsv")
+    lines = confounds.read_text().splitlines()
+    confounds.write_text("\n".join(lines[:151]) + "\n")
+    out = tmp_path / "out"
+    result = participant_level(bids, out, "--participant-label", "01")
+    assert result.code == 65
+    assert "200" in result.err and "hint" in result.err
+    assert list(out.glob("sub-01/**/*_relmat.tsv"))
+    assert not list(out.glob("sub-01/**/*embedding*"))
+
+
+def test_killed_run_leaves_no_half_written_file_and_goes_on(dataset, finished, tmp_path):
+    out = tmp_path / "out"
+    program = Path(sys.executable).with_name("bsym-bids")
+    call = [program, dataset, out, "participant", "--model", "untrained"]
+    process = subprocess.Popen(call, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("sub-*/**/*relmat.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for path in out.glob("sub-*/**/*.json"):
+        json.loads(path.read_text())
+    result = participant_level(dataset, out)
+    assert result.code == 0, result.err
+    for path in data_files(finished[0]):
+        again = out / path.relative_to(finished[0])
+        if path.suffix == ".tsv":
+            assert again.read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_runs_as_anybody_without_a_home(dataset, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    os.chmod(out, 0o777)
+    for folder in [tmp_path, *tmp_path.parents[:2], dataset, *dataset.parents[:3]]:
+        os.chmod(folder, os.stat(folder).st_mode | 0o055)
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "USER", "LOGNAME")}
+    program = Path(sys.executable).with_name("bsym-bids")
+    done = subprocess.run(
+        [program, dataset, out, "participant", "--model", "untrained", "--participant-label", "01"],
+        env=environment,
+        cwd="/",
+        user=12345,
+        group=12345,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.stat().st_uid for path in out.rglob("*")} == {12345}
+
+
+def test_named_plugin_is_used(dataset, tmp_path):
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text("{plugin: Linear}")
+    result = participant_level(
+        dataset, tmp_path / "out", "--participant-label", "03", "--use-plugin", plugin, *FAST
+    )
+    assert result.code == 0, result.err
+    (log,) = (tmp_path / "out" / "logs").glob("*.log")
+    assert "Running serially" in log.read_text()
+
+
+def test_work_directory_is_used_and_cleaned(dataset, tmp_path):
+    out, work = tmp_path / "out", tmp_path / "scratch"
+    arguments = ("--participant-label", "03", "-w", work, *FAST)
+    assert participant_level(dataset, out, *arguments).code == 0
+    assert (work / "bsym" / "sub_03").is_dir()
+    assert not (out / "work").exists()
+    leftover = work / "bsym" / "sub_03" / "leftover"
+    leftover.mkdir()
+    assert participant_level(dataset, out, *arguments, "--clean-workdir").code == 0
+    assert not leftover.exists()
