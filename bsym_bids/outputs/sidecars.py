@@ -1,4 +1,4 @@
-"""What every sidecar says: sources, settings, software, and what the columns are."""
+"""What the sidecars say: description, sources, settings, software, columns."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from bsym_bids import __version__, atlas
 from bsym_bids.jobs import RunJob
 from bsym_bids.outputs.names import products
 
-ROI_COLUMNS = {
-    "name": {"Description": "Name of the ROI, as in the atlas table"},
-    "network": {
-        "Description": "Network of the ROI: the seven networks of Yeo et al. 2011, or Subcortex"
-    },
-}
-_NODE = {"Node": {"Description": "Name of the ROI of this row"}}
+_ATLAS = (
+    f"{atlas.LABEL}, scale {atlas.SCALE}: Schaefer 2018 (400 parcels, 7 networks) and Tian 2020 "
+    "(scale III); one column per ROI, named as in the atlas table"
+)
 
 
 def basic_sidecar(job: RunJob, key: str, sources: Sequence[str]) -> dict[str, Any]:
@@ -32,53 +29,55 @@ def basic_sidecar(job: RunJob, key: str, sources: Sequence[str]) -> dict[str, An
     sources : sequence of str
         BIDS URIs of the files it was made from.
     """
-    return {
+    document: dict[str, Any] = {
         "Description": products()[key].description,
         "Sources": list(sources),
         "SpatialReference": job.run.space,
-        "Atlas": f"{atlas.LABEL}, scale {atlas.SCALE}: Schaefer 2018 (400 parcels, 7 networks) "
-        "and Tian 2020 (scale III)",
-        "SoftwareVersions": software_versions(job.settings.release is not None),
+        "Atlas": _ATLAS,
+        "SoftwareVersions": software_versions(),
         "TimeSeriesSettings": dict(job.settings.timeseries),
     }
+    task = job.run.entities.get("task")
+    return {"TaskName": task, **document} if task else document
 
 
-def software_versions(with_torch: bool = True) -> dict[str, str]:
-    """Return the versions of what the numbers depend on."""
-    packages = ["numpy", "scipy", "nibabel", *(["torch"] if with_torch else [])]
-    found = {name: version(name) for name in packages}
-    return {"bsym-bids": __version__, "python": platform.python_version(), **found}
-
-
-def model_sidecar(job: RunJob, threads: int) -> dict[str, Any]:
-    """Return what the sidecars of the model's outputs say on top of `basic_sidecar`."""
+def model_sidecar(job: RunJob, key: str, sources: Sequence[str], threads: int) -> dict[str, Any]:
+    """Return what the sidecar of any output of the model says."""
     release = job.settings.release
-    described: dict[str, Any] = {
+    document = basic_sidecar(job, key, sources) | {
         "EmbeddingSettings": dict(job.settings.embedding),
         "Model": {
             "Name": release.name,
-            "Version": release.version,
             "Trained": release.trained,
             "Fingerprint": release.fingerprint,
-            "Files": dict(release.hashes),
         },
         "Threads": threads,
     }
     if release.warning:
-        described["Warning"] = release.warning
-    return described
+        document["Warning"] = release.warning
+    return document
 
 
-def matrix_columns(meaning: str) -> dict[str, Any]:
-    """Describe the columns of a matrix between ROIs."""
-    return {**_NODE, **{name: {"Description": meaning} for name in ()}}
+def software_versions() -> dict[str, str]:
+    """Return the versions of what the numbers depend on."""
+    found = {name: version(name) for name in ("numpy", "scipy", "nibabel", "torch")}
+    return {"bsym-bids": __version__, "python": platform.python_version(), **found}
 
 
-def described(columns: Mapping[str, str], units: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return column descriptions in the form of BIDS sidecars."""
-    result: dict[str, Any] = {}
-    for name, text in columns.items():
-        result[name] = {"Description": text}
-        if units and name in units:
-            result[name]["Units"] = units[name]
+def columns(described: Mapping[str, str | tuple[str, str]]) -> dict[str, dict[str, str]]:
+    """Return descriptions of columns, ``name: text`` or ``name: (text, unit)``, as BIDS has them."""
+    result = {}
+    for name, text in described.items():
+        if isinstance(text, tuple):
+            result[name] = {"Description": text[0], "Units": text[1]}
+        else:
+            result[name] = {"Description": text}
     return result
+
+
+#: Columns that tell the ROI of a row.
+ROI_COLUMNS = {
+    "name": "Name of the ROI, as in the atlas table",
+    "network": "One of the seven networks of Yeo et al. 2011, or Subcortex",
+}
+NODE_COLUMN = {"Node": "Name of the ROI of this row; the other columns are the ROIs in that order"}

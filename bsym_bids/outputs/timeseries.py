@@ -1,0 +1,170 @@
+"""What is written of a run before the model: series, coverage, connectivity, quality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsym_bids import atlas
+from bsym_bids.bold.cleaning import CleanedRun
+from bsym_bids.bold.connectivity import functional_connectivity
+from bsym_bids.bold.parcellate import Parcellation, drop_low_coverage
+from bsym_bids.bold.quality import run_quality
+from bsym_bids.jobs import RunJob
+from bsym_bids.outputs.names import STATISTICS
+from bsym_bids.outputs.publish import OutputFile, publish
+from bsym_bids.outputs.sidecars import NODE_COLUMN, ROI_COLUMNS, basic_sidecar, columns
+from bsym_bids.outputs.tables import Content, Matrix, Table
+
+_COVERAGE_COLUMNS = {
+    **ROI_COLUMNS,
+    "coverage": "Share of the ROI that was measured, 0 to 1",
+    "n_voxels": "Voxels (grayordinates) that the ROI's value is taken from",
+    "n_voxels_expected": "Voxels the ROI would have on this grid in an unlimited field of view",
+    "included": "Whether the ROI reached the coverage threshold",
+}
+_CENSORING_COLUMNS: dict[str, str | tuple[str, str]] = {
+    "framewise_displacement": ("Framewise displacement (Power et al. 2012), from fMRIPrep", "mm"),
+    "censored": "Whether the volume was left out of regression, connectivity and scaling",
+}
+_QUALITY_COLUMNS: dict[str, str | tuple[str, str]] = {
+    "n_volumes": "Volumes of the run",
+    "repetition_time": ("Repetition time", "s"),
+    "duration": ("Volumes times repetition time", "s"),
+    "fd_mean": ("Mean framewise displacement", "mm"),
+    "fd_max": ("Largest framewise displacement", "mm"),
+    "n_censored": "Censored volumes",
+    "percent_censored": ("Share of censored volumes", "%"),
+    "n_regressors": "Rank of the nuisance regression",
+    "degrees_of_freedom": "Degrees of freedom left by censoring, regression and filter",
+    "n_rois": "ROIs with a series",
+    "tsnr_median": "Median over ROIs of mean / standard deviation before cleaning",
+    "fc_mean_absolute": "Mean absolute functional connectivity",
+    "fd_dvars_correlation_raw": "Correlation of FD with DVARS over ROIs before cleaning",
+    "fd_dvars_correlation_cleaned": "The same after cleaning",
+    "fd_global_change_correlation_raw": "Correlation of FD with the size of the change of the "
+    "mean over ROIs, before cleaning",
+    "fd_global_change_correlation_cleaned": "The same after cleaning",
+}
+
+
+def write_timeseries(
+    job: RunJob, parcellation: Parcellation, cleaned: CleanedRun
+) -> tuple[Path, ...]:
+    """Publish the outputs of one run that need no model.
+
+    Embeddings of this run that were made under other settings are removed in the same step, so
+    that they never stand beside series they do not come from.
+
+    Returns
+    -------
+    tuple of Path
+        The data files.
+    """
+    raw = drop_low_coverage(
+        parcellation.timeseries, parcellation.coverage, job.settings.timeseries["MinCoverage"]
+    )
+    connectivity = functional_connectivity(cleaned.timeseries, ~cleaned.censored)
+    quality = run_quality(raw, cleaned, connectivity)
+    names = atlas.roi_names()
+    contents: dict[str, Content] = {
+        "timeseries": Matrix(raw, names),
+        "denoised": Matrix(_without_censored(cleaned), names),
+        "coverage": _coverage_table(parcellation, raw),
+        "connectivity": Matrix(connectivity, names, rows=names),
+        "censoring": _censoring_table(cleaned),
+        "run_quality": Table({name: [quality[name]] for name in _QUALITY_COLUMNS}),
+    }
+    details = _details(job, parcellation, cleaned)
+    outputs = [
+        OutputFile(job.names.path(key), content, details[key]) for key, content in contents.items()
+    ]
+    stale = list(job.names.possible_paths("timeseries"))
+    if not job.is_done("embedding"):
+        stale += job.names.possible_paths("embedding")
+    publish(outputs, job.fingerprints["timeseries"], stale)
+    return tuple(output.path for output in outputs)
+
+
+def _without_censored(cleaned: CleanedRun) -> NDArray[np.float64]:
+    """Return the clean series with n/a where a frame was not measured but interpolated."""
+    series = cleaned.timeseries.copy()
+    series[cleaned.censored] = np.nan
+    return series
+
+
+def _coverage_table(parcellation: Parcellation, kept: NDArray[np.float64]) -> Table:
+    return Table(
+        {
+            "name": atlas.roi_names(),
+            "network": atlas.networks(),
+            "coverage": parcellation.coverage,
+            "n_voxels": parcellation.n_voxels,
+            "n_voxels_expected": parcellation.n_voxels_expected,
+            "included": np.isfinite(kept).all(axis=0),
+        }
+    )
+
+
+def _censoring_table(cleaned: CleanedRun) -> Table:
+    displacement = cleaned.framewise_displacement
+    return Table(
+        {
+            "framewise_displacement": (
+                np.full(len(cleaned.censored), np.nan) if displacement is None else displacement
+            ),
+            "censored": cleaned.censored,
+        }
+    )
+
+
+def _details(
+    job: RunJob, parcellation: Parcellation, cleaned: CleanedRun
+) -> Mapping[str, dict[str, Any]]:
+    """Return the sidecar of each product."""
+    inputs = job.sources()
+    images = [inputs[role] for role in ("bold", "mask") if role in inputs]
+    series_uri = job.names.uri("timeseries")
+    sources = {
+        "timeseries": images,
+        "coverage": images,
+        "denoised": [series_uri, *([inputs["confounds"]] if "confounds" in inputs else [])],
+        "censoring": [inputs.get("confounds", inputs["bold"])],
+        "connectivity": [job.names.uri("denoised")],
+        "run_quality": [series_uri, job.names.uri("denoised")],
+    }
+    sidecars = {key: basic_sidecar(job, key, uris) for key, uris in sources.items()}
+    timing = {
+        "RepetitionTime": cleaned.repetition_time,
+        "SamplingFrequency": 1 / cleaned.repetition_time,
+        "StartTime": 0.0,
+    }
+    cleaning = {
+        "Confounds": list(cleaned.confounds),
+        "HighPass": cleaned.high_pass,
+        "LowPass": cleaned.low_pass,
+        "CensoredVolumes": np.flatnonzero(cleaned.censored).tolist(),
+        "Notes": list(cleaned.notes),
+    }
+    summary = {
+        "ROISummary": {"mean": "mean over voxels", "pca": "first principal component of voxels"}[
+            parcellation.method
+        ],
+        "Statistic": STATISTICS[parcellation.method],
+        "SpaceFoundBy": parcellation.space_source,
+    }
+    sidecars["timeseries"] |= timing | summary
+    sidecars["denoised"] |= timing | cleaning
+    sidecars["coverage"] |= columns(_COVERAGE_COLUMNS)
+    sidecars["connectivity"] |= (
+        {"Measure": "Pearson correlation", "Directed": False, "Weighted": True}
+        | cleaning
+        | columns(NODE_COLUMN)
+    )
+    sidecars["censoring"] |= timing | columns(_CENSORING_COLUMNS)
+    sidecars["run_quality"] |= columns(_QUALITY_COLUMNS)
+    return sidecars
