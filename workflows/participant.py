@@ -17,7 +17,7 @@ import psutil
 
 from bsym_bids.config import RunConfig, write_toml
 from bsym_bids.errors import BsymError, InputMissingError
-from bsym_bids.inputs import Plan, plan_inputs, read_filter_file
+from bsym_bids.inputs import Plan, Selection, plan_inputs, read_filter_file
 from bsym_bids.jobs import RunJob, Settings, in_chunks, jobs_of
 from bsym_bids.outputs.dataset import (
     check_location,
@@ -58,7 +58,7 @@ def run_participant_level(config: RunConfig) -> int:
     from bsym_bids.bold.nuisance import load_strategy
     from bsym_bids.model.weights import default_model_name, resolve_release
 
-    _quiet_libraries(config.scratch)
+    _set_up_libraries(config.scratch)
     _set_up_console(config.verbose)
     check_location(config.bids_dir, config.output_dir, config.scratch)
     strategy = load_strategy(config.nuisance)
@@ -90,15 +90,17 @@ def run_participant_level(config: RunConfig) -> int:
 
 def _plan(config: RunConfig) -> Plan:
     """Find what there is to do."""
-    filters = read_filter_file(config.bids_filter_file) if config.bids_filter_file else None
+    filters = read_filter_file(config.bids_filter_file) if config.bids_filter_file else {}
     return plan_inputs(
-        bids_dir=config.bids_dir,
-        derivatives=config.derivatives or None,
-        participant_labels=config.participant_label,
-        session_labels=config.session_label,
-        task_ids=config.task_id,
-        run_ids=config.run_id,
-        bids_filters=filters,
+        config.bids_dir,
+        derivatives=config.derivatives,
+        selection=Selection(
+            participants=config.participant_label,
+            sessions=config.session_label,
+            tasks=config.task_id,
+            runs=config.run_id,
+            filters=filters,
+        ),
         spaces=config.space,
         skip_bids_validation=config.skip_bids_validation,
         database_dir=config.bids_database_dir,
@@ -271,11 +273,13 @@ def _outcomes(
     return outcomes
 
 
-def _quiet_libraries(work_dir: Path) -> None:
-    """Keep Nipype from calling home, from writing to HOME and from printing."""
+def _set_up_libraries(work_dir: Path) -> None:
+    """Keep Nipype from calling home and writing to HOME, and threads from spinning."""
     os.environ["NO_ET"] = "1"
     os.environ["NIPYPE_NO_ET"] = "1"
     os.environ.setdefault("NIPYPE_CONFIG_DIR", str(work_dir.resolve() / "nipype"))
+    # Threads that spin while they wait cost seven times the time when the cores are busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Arrays here are small; the model sets its own number of threads.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")

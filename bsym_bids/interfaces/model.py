@@ -37,24 +37,22 @@ class EmbedWindows(PlainInterface):
     output_spec = _EmbedOutputSpec
 
     def _call(self, folder: Path) -> dict[str, Any]:
-        from bsym_bids.bold.cleaning import CleanedRun
+        from bsym_bids.bold.cleaning import CleanedRun, naming
         from bsym_bids.bold.windows import windows_for_model
-        from bsym_bids.errors import naming
         from bsym_bids.model.embed import embed_windows
         from bsym_bids.model.weights import load_model
 
         inputs = self.inputs
+        windows = windows_for_model(
+            load_record(CleanedRun, inputs.cleaned),
+            model_tr=inputs.model_tr,
+            scaling=inputs.scaling,
+            step=inputs.window_step,
+            source=inputs.bold_file,
+        )
+        model = load_model(inputs.release, seed=inputs.seed)
         with naming(inputs.bold_file):
-            windows = windows_for_model(
-                load_record(CleanedRun, inputs.cleaned),
-                model_tr=inputs.model_tr,
-                scaling=inputs.scaling,
-                step=inputs.window_step,
-            )
-            model = load_model(inputs.release, seed=inputs.seed)
-            embedding = embed_windows(
-                model, windows.data, windows.missing, threads=inputs.threads
-            )
+            embedding = embed_windows(model, windows.data, windows.missing, threads=inputs.threads)
         return {
             "windows": save_record(windows, folder / "windows.npz"),
             "embedding": save_record(embedding, folder / "embedding.npz"),
@@ -110,6 +108,7 @@ class WriteEmbedding(PlainInterface):
     output_spec = _WriteOutputSpec
 
     def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.bold.cleaning import CleanedRun
         from bsym_bids.bold.windows import Windows
         from bsym_bids.model.embed import FunctionalEmbedding
         from bsym_bids.model.reconstruction import ReconstructionQuality
@@ -118,6 +117,7 @@ class WriteEmbedding(PlainInterface):
         inputs = self.inputs
         written = write_embedding(
             inputs.job,
+            load_record(CleanedRun, inputs.cleaned),
             load_record(Windows, inputs.windows),
             load_record(FunctionalEmbedding, inputs.embedding),
             load_record(ReconstructionQuality, inputs.reconstruction),

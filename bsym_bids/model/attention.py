@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_SAFE_EXPONENT = (
+    60.0  # exp(60) = 1e26: thousands of them sum up far below the float32 limit of 3e38
+)
 _QUERIES_AT_ONCE = 16  # 16 queries x 90,000 keys x 2 heads are 12 MB
 
 
@@ -67,6 +70,6 @@ def signed_softmax(scores: Tensor) -> Tensor:
         Weights of the same shape, between -1 and 1.
     """
     size = scores.abs()
-    largest = size.amax(-1, keepdim=True)
-    size = (size - largest).exp()
-    return scores.sign() * size / (size.sum(-1, keepdim=True) + 1e-10 * (-largest).exp())
+    excess = (size.amax(-1, keepdim=True) - _SAFE_EXPONENT).clamp(min=0)
+    size = (size - excess).exp()
+    return scores.sign() * size / (size.sum(-1, keepdim=True) + 1e-10 * (-excess).exp())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -48,12 +47,14 @@ class StateDict:
         indices = {
             int(key.split(".")[1])
             for key in self.tensors
-            if key.startswith(f"{name}.") and key.split(".")[1].isdigit()
+            if key.startswith(f"{name}.") and key.split(".")[1].isdecimal()
         }
         if not indices:
             raise BadDataError(f"{self.branch}: no keys {name}.0.*", _HINT)
         if max(indices) >= len(self.tensors):  # more modules than keys: no need to build them all
-            raise BadDataError(f"{self.branch}: keys of {name}.0.* and following are missing", _HINT)
+            raise BadDataError(
+                f"{self.branch}: keys of {name}.0.* and following are missing", _HINT
+            )
         return max(indices) + 1
 
     def size(self, *places: tuple[str, int]) -> int:
@@ -65,16 +66,19 @@ class StateDict:
             State-dict names, ``*`` standing for an index, and the axis that has this size. One
             wrong shape among several is outvoted here and named by `load_into`.
         """
-        votes = Counter(
-            tensor.shape[axis]
-            for pattern, axis in places
-            for key, tensor in self.tensors.items()
-            if fnmatchcase(key, pattern) and tensor.ndim > axis
-        )
+        votes: dict[int, list[str]] = {}
+        for pattern, axis in places:
+            for key, tensor in self.tensors.items():
+                if fnmatchcase(key, pattern) and tensor.ndim > axis:
+                    votes.setdefault(tensor.shape[axis], []).append(key)
         if not votes:
             pattern = places[0][0].replace("*", "0")
             raise BadDataError(f"{self.branch}: key {pattern} is missing or has no size", _HINT)
-        return votes.most_common(1)[0][0]
+        first, *others = sorted(votes, key=lambda size: -len(votes[size]))
+        if others and len(votes[others[0]]) == len(votes[first]):
+            sides = (f"{', '.join(votes[size][:2])} ({size})" for size in (first, others[0]))
+            raise BadDataError(f"{self.branch}: sizes disagree: {' and '.join(sides)}", _HINT)
+        return first
 
     def load_into(self, module: nn.Module) -> None:
         """Put the parameters into a module, strictly.

@@ -48,8 +48,10 @@ def model_sidecar(job: RunJob, key: str, sources: Sequence[str], threads: int) -
         "EmbeddingSettings": dict(job.settings.embedding),
         "Model": {
             "Name": release.name,
+            "Version": release.version,
             "Trained": release.trained,
             "Fingerprint": release.fingerprint,
+            "SHA256": dict(release.sha256),
         },
         "Threads": threads,
     }
@@ -65,7 +67,7 @@ def software_versions() -> dict[str, str]:
 
 
 def columns(described: Mapping[str, str | tuple[str, str]]) -> dict[str, dict[str, str]]:
-    """Return descriptions of columns, ``name: text`` or ``name: (text, unit)``, as BIDS has them."""
+    """Return descriptions of columns as BIDS has them, from a text or (text, unit) by name."""
     result = {}
     for name, text in described.items():
         if isinstance(text, tuple):

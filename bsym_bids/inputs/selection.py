@@ -1,0 +1,123 @@
+"""Which participants, sessions, tasks and runs the user wants."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bsym_bids.errors import InputMissingError, NothingSelectedError, UsageError
+
+#: Queries that fMRIPrep's filter files may hold; only ``bold`` concerns us.
+_QUERIES = ("bold", "t1w", "t2w", "t2star", "flair", "sbref", "fmap", "dwi", "roi", "asl")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the user wants; empty means everything.
+
+    Attributes
+    ----------
+    participants, sessions, tasks, runs : tuple of str
+        Labels without their prefixes.
+    filters : mapping
+        PyBIDS filters for BOLD series, by PyBIDS's long entity names.
+    """
+
+    participants: Sequence[str] = ()
+    sessions: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    runs: Sequence[str] = ()
+    filters: Mapping[str, Any] = field(default_factory=dict)
+
+    def takes(self, entities: Mapping[str, str]) -> bool:
+        """Tell whether a run with these entities is wanted."""
+        wanted = (("ses", self.sessions), ("task", self.tasks), ("run", self.runs))
+        return all(
+            not labels or _plain(entities.get(key)) in map(_plain, labels) for key, labels in wanted
+        )
+
+    def check_known(self, runs: Iterable[Mapping[str, str]]) -> None:
+        """Complain about labels that no run of any participant has.
+
+        Raises
+        ------
+        NothingSelectedError
+            A label is unknown; near ones are named.
+        """
+        known: dict[str, set[str]] = {"ses": set(), "task": set(), "run": set()}
+        for entities in runs:
+            for key, labels in known.items():
+                if key in entities:
+                    labels.add(entities[key])
+        flags = (
+            ("--session-label", "ses", self.sessions),
+            ("--task-id", "task", self.tasks),
+            ("--run-id", "run", self.runs),
+        )
+        for flag, key, labels in flags:
+            for label in labels:
+                if _plain(label) not in map(_plain, known[key]):
+                    raise unknown_label(flag, label, known[key])
+
+
+def unknown_label(flag: str, label: str, known: Iterable[str]) -> NothingSelectedError:
+    """Return the error for a label that does not exist."""
+    known = sorted(known)
+    near = difflib.get_close_matches(label, known, n=5, cutoff=0.5) or known[:10]
+    hint = f"there is: {', '.join(near)}" if near else "there is none at all"
+    return NothingSelectedError(f"{flag} {label}: not found", hint)
+
+
+def _plain(label: str | None) -> str | None:
+    """Return a label without leading zeros when it is a number: run 1 is run 01."""
+    return str(int(label)) if label is not None and label.isdigit() else label
+
+
+def read_filter_file(path: Path) -> dict[str, Any]:
+    """Read the filters for BOLD series from a file as fMRIPrep takes it.
+
+    Parameters
+    ----------
+    path : Path
+        JSON such as ``{"bold": {"task": "rest", "session": ["a", null]}}``. ``null`` and
+        ``"Query.NONE"`` mean that the entity must be absent, ``"*"`` and ``"Query.ANY"`` that it
+        may have any value.
+
+    Returns
+    -------
+    dict
+        Filters by PyBIDS's entity names; empty when the file has none for ``bold``.
+    """
+    hint = 'for example: {"bold": {"task": "rest"}}'
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputMissingError(f"{path}: no such filter file") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as JSON: {error}", hint) from error
+    if not isinstance(document, dict) or not all(isinstance(v, dict) for v in document.values()):
+        raise UsageError(f"{path}: is not a mapping of queries to filters", hint)
+    for query in document:
+        if query not in _QUERIES:
+            raise UsageError(
+                f"{path}: unknown query {query!r}", f"known: {', '.join(_QUERIES)}; {hint}"
+            )
+    return {key: _query(value) for key, value in document.get("bold", {}).items()}
+
+
+def _query(value: Any) -> Any:
+    from bids.layout import Query
+
+    if isinstance(value, list):
+        return [_query(entry) for entry in value]
+    if value is None:
+        return Query.NONE
+    if value == "*":
+        return Query.ANY
+    if isinstance(value, str) and value.startswith("Query."):
+        return getattr(Query, value.removeprefix("Query."), value)
+    return value

@@ -1,0 +1,206 @@
+"""How well the network reconstructs ROIs that are held out of its input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bsym_bids.errors import BadDataError
+from bsym_bids.model.brainsymphony import BrainSymphony
+from bsym_bids.model.embed import check_missing, inference
+
+OVERALL = "all"
+_SCORES = ("r2", "rho", "mae")
+
+
+@dataclass(frozen=True)
+class ReconstructionQuality:
+    """Scores of held-out ROIs, each (R,) float64 and averaged over windows; NaN where undefined.
+
+    Attributes
+    ----------
+    r2 : ndarray
+        1 - SSE / SST, SST around the ROI's own mean over the window. At most 1; 0 is what a
+        constant at that mean reaches.
+    rho : ndarray
+        Pearson correlation of the series and its reconstruction.
+    mae : ndarray
+        Mean absolute error, in units of the scaled series.
+    permuted_r2, permuted_rho, permuted_mae : ndarray
+        The same when the series are presented under permuted ROI labels.
+    windows : tuple of int
+        Indices of the windows that were evaluated.
+    n_folds : int
+        Folds that the ROIs of a window were held out in.
+    """
+
+    r2: np.ndarray
+    rho: np.ndarray
+    mae: np.ndarray
+    permuted_r2: np.ndarray
+    permuted_rho: np.ndarray
+    permuted_mae: np.ndarray
+    windows: tuple[int, ...]
+    n_folds: int
+
+    def network_means(self, networks: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Average the scores over the ROIs of each network, and over all ROIs.
+
+        Parameters
+        ----------
+        networks : sequence of str
+            Network of each ROI, in atlas order.
+
+        Returns
+        -------
+        dict of str to dict of str to float
+            By network, in order of first appearance, then ``all``: the six scores, NaN when no ROI
+            of the network has one, and ``n_rois``, the number of ROIs with an R2.
+        """
+        if len(networks) != self.r2.size:
+            raise BadDataError(f"{len(networks)} network names for {self.r2.size} ROIs")
+        labels = np.asarray(networks)
+        members = {name: labels == name for name in dict.fromkeys(networks)}
+        members[OVERALL] = np.ones(labels.size, bool)
+        return {name: self._means(rois) for name, rois in members.items()}
+
+    def _means(self, rois: np.ndarray) -> dict[str, float]:
+        names = [*_SCORES, *(f"permuted_{score}" for score in _SCORES)]
+        means = {name: float(_nanmean(getattr(self, name)[rois])) for name in names}
+        return {**means, "n_rois": int(np.isfinite(self.r2[rois]).sum())}
+
+
+def reconstruction_quality(
+    model: BrainSymphony,
+    windows: np.ndarray,
+    missing: np.ndarray,
+    seed: int,
+    n_folds: int = 7,
+    max_windows: int = 4,
+    threads: int | None = None,
+) -> ReconstructionQuality:
+    """Hold out every measured ROI once per window and score its reconstruction.
+
+    Up to ``max_windows`` windows, spread evenly over the run, are evaluated. In each, the measured
+    ROIs are dealt at random into ``n_folds`` folds of equal size (7 folds hold out 14 %, near the
+    15 % of the pretraining). The ROIs of a fold are held out of the input together, nothing of
+    their series enters, and they are read from the reconstruction of the whole network.
+
+    The control presents the same series under permuted ROI labels: the measured ROIs exchange
+    places at random, anew for each window. The same ROIs are held out, wherever they now are, and
+    scores are returned to the ROIs that the series came from. A network that knows what each ROI
+    is like loses by it; one that returns the global signal does not.
+
+    Parameters
+    ----------
+    model : BrainSymphony
+        With all functional branches.
+    windows : ndarray
+        (W, R, T), scaled per ROI. Values of missing ROIs are ignored and may be NaN.
+    missing : ndarray
+        (R,) bool. Missing ROIs are held out throughout and get no scores.
+    seed : int
+        Seed of folds and permutations.
+    n_folds : int
+        At least 2.
+    max_windows : int
+        At least 1.
+    threads : int, optional
+        CPU threads; None leaves torch's setting.
+
+    Returns
+    -------
+    ReconstructionQuality
+
+    Raises
+    ------
+    BadDataError
+        As `bsym_bids.model.embed.embed_windows`, and for numbers of folds or windows out of range.
+    """
+    missing = check_missing(windows, missing)
+    measured = np.flatnonzero(~missing)
+    if not 2 <= n_folds <= measured.size or max_windows < 1:
+        raise BadDataError(f"n_folds is {n_folds} and max_windows {max_windows}: out of range")
+    chosen = spread_evenly(len(windows), max_windows)
+    rng = np.random.default_rng(seed)
+    plain, permuted = [], []
+    with inference(threads):
+        for window in (windows[index] for index in chosen):
+            folds = np.array_split(rng.permutation(measured), n_folds)
+            identity = np.arange(missing.size)
+            shuffled = identity.copy()
+            shuffled[measured] = rng.permutation(measured)
+            plain.append(_score(window, _reconstruct(model, window, missing, folds, identity)))
+            permuted.append(_score(window, _reconstruct(model, window, missing, folds, shuffled)))
+    r2, rho, mae = _nanmean(np.stack(plain))
+    permuted_r2, permuted_rho, permuted_mae = _nanmean(np.stack(permuted))
+    return ReconstructionQuality(
+        r2, rho, mae, permuted_r2, permuted_rho, permuted_mae, chosen, n_folds
+    )
+
+
+def spread_evenly(n_windows: int, at_most: int) -> tuple[int, ...]:
+    """Return indices of at most so many windows, spread evenly from the first to the last."""
+    if at_most == 1:
+        return ((n_windows - 1) // 2,)
+    count = min(n_windows, at_most)
+    return tuple(int(i) for i in np.linspace(0, n_windows - 1, count).round())
+
+
+def _reconstruct(
+    model: BrainSymphony,
+    window: np.ndarray,
+    missing: np.ndarray,
+    folds: list[np.ndarray],
+    place: np.ndarray,
+) -> np.ndarray:
+    """Reconstruct each ROI (R, T) from the others, with ROI i presented as ROI ``place[i]``."""
+    presented = np.empty_like(window)
+    presented[place] = window
+    reconstructed = np.full(window.shape, np.nan)
+    for fold, output in zip(folds, _passes(model, presented, missing, folds, place), strict=True):
+        reconstructed[fold] = output[place[fold]]
+    return reconstructed
+
+
+def _passes(
+    model: BrainSymphony,
+    presented: np.ndarray,
+    missing: np.ndarray,
+    folds: list[np.ndarray],
+    place: np.ndarray,
+) -> Iterator[np.ndarray]:
+    """Yield the network's reconstruction (R, T) with one fold after the other held out."""
+    for fold in folds:
+        held_out = missing.copy()  # missing ROIs keep their place
+        held_out[place[fold]] = True
+        output = model(fmri=presented[None], roi_mask=held_out[None], attention_maps=False)
+        if output.reconstruction is None:
+            raise BadDataError(
+                "the network cannot reconstruct",
+                hint="it takes the branches spatial, temporal, context and perceiver",
+            )
+        yield output.reconstruction[0].numpy()
+
+
+def _score(window: np.ndarray, reconstructed: np.ndarray) -> np.ndarray:
+    """Return R2, rho and MAE of each ROI (3, R); NaN for ROIs that are constant or missing."""
+    series = np.where(np.isfinite(reconstructed), window, np.nan).astype(np.float64)
+    error = series - reconstructed
+    series = series - series.mean(1, keepdims=True)
+    reconstructed = reconstructed - reconstructed.mean(1, keepdims=True)
+    total = (series**2).sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r2 = np.where(total > 0, 1 - (error**2).sum(1) / total, np.nan)
+        rho = (series * reconstructed).sum(1) / np.sqrt(total * (reconstructed**2).sum(1))
+    return np.stack([r2, rho, np.abs(error).mean(1)])
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    """Average over the first axis what is not NaN; NaN where nothing is."""
+    counted = np.isfinite(values)
+    number = counted.sum(0)
+    total = np.where(counted, values, 0).sum(0)
+    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)

@@ -1,0 +1,189 @@
+"""What is written of a run after the model: embeddings, attention, reconstruction quality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsym_bids import atlas
+from bsym_bids.bold.cleaning import CleanedRun
+from bsym_bids.bold.windows import WINDOW_LENGTH, Windows
+from bsym_bids.jobs import RunJob
+from bsym_bids.model.embed import FunctionalEmbedding
+from bsym_bids.model.reconstruction import ReconstructionQuality
+from bsym_bids.outputs.publish import OutputFile, publish
+from bsym_bids.outputs.sidecars import NODE_COLUMN, ROI_COLUMNS, columns, model_sidecar
+from bsym_bids.outputs.tables import Arrays, Content, Matrix, Table
+
+_SCORES = {
+    "r2": "Coefficient of determination of the held-out series, 1 - SSE/SST, mean over windows",
+    "rho": "Pearson correlation of the held-out series with its reconstruction, mean over windows",
+    "mae": "Mean absolute error of the held-out series, in units of the scaled series",
+    "permuted_r2": "The same as r2, with the series presented under permuted ROI labels",
+    "permuted_rho": "The same as rho, with the series presented under permuted ROI labels",
+    "permuted_mae": "The same as mae, with the series presented under permuted ROI labels",
+}
+_NETWORK_COLUMNS = {
+    "network": "Network, or all: every ROI",
+    "n_rois": "ROIs with a score",
+    **_SCORES,
+}
+
+
+def write_embedding(
+    job: RunJob,
+    cleaned: CleanedRun,
+    windows: Windows,
+    embedding: FunctionalEmbedding,
+    quality: ReconstructionQuality,
+    threads: int,
+) -> tuple[Path, ...]:
+    """Publish the outputs of one run that come from the model.
+
+    Returns
+    -------
+    tuple of Path
+        The data files.
+    """
+    names = atlas.roi_names()
+    contents: dict[str, Content] = {
+        "embedding": _embedding_table(embedding.mean),
+        "window_embeddings": Arrays(
+            {
+                "embedding": embedding.windows,
+                "onset": windows.onset_seconds,
+                "censored_share": windows.censored_share,
+            }
+        ),
+        "similarity": Matrix(embedding.similarity, names, rows=names),
+        "attention": Matrix(embedding.attention_roi, names, rows=names),
+        "attention_time": Matrix(frame_attention(embedding.attention_time, windows.onsets), names),
+        "reconstruction": Table(
+            {
+                "name": names,
+                "network": atlas.networks(),
+                **{score: getattr(quality, score) for score in _SCORES},
+            }
+        ),
+        "reconstruction_networks": _network_table(quality),
+    }
+    details = _details(job, cleaned, windows, embedding, quality, threads)
+    outputs = [
+        OutputFile(job.names.path(key), content, details[key]) for key, content in contents.items()
+    ]
+    publish(outputs, job.fingerprints["embedding"], job.names.possible_paths("embedding"))
+    return tuple(output.path for output in outputs)
+
+
+def frame_attention(
+    attention_time: NDArray[np.floating], onsets: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """Lay the attention to the frames of each window along the run.
+
+    Parameters
+    ----------
+    attention_time : ndarray, shape (W, N, length)
+        Attention of each ROI's latent to each frame of each window.
+    onsets : ndarray of int, shape (W,)
+        First frame of each window.
+
+    Returns
+    -------
+    ndarray, shape (T, N)
+        Mean over the windows that hold a frame; NaN for frames that none holds.
+    """
+    n_windows, n_rois, length = attention_time.shape
+    total = np.zeros((int(onsets.max()) + length, n_rois))
+    count = np.zeros(len(total))
+    for window in range(n_windows):
+        frames = slice(int(onsets[window]), int(onsets[window]) + length)
+        total[frames] += attention_time[window].T
+        count[frames] += 1
+    with np.errstate(invalid="ignore"):
+        return total / count[:, None]
+
+
+def _dimensions(width: int) -> list[str]:
+    return [f"dim{index:03d}" for index in range(width)]
+
+
+def _embedding_table(mean: NDArray[np.floating]) -> Table:
+    dimensions = dict(zip(_dimensions(mean.shape[1]), mean.T, strict=True))
+    return Table({"name": atlas.roi_names(), "network": atlas.networks(), **dimensions})
+
+
+def _network_table(quality: ReconstructionQuality) -> Table:
+    means = quality.network_means(atlas.networks())
+    rows = [{"network": network, **scores} for network, scores in means.items()]
+    return Table({name: [row[name] for row in rows] for name in _NETWORK_COLUMNS})
+
+
+def _details(
+    job: RunJob,
+    cleaned: CleanedRun,
+    windows: Windows,
+    embedding: FunctionalEmbedding,
+    quality: ReconstructionQuality,
+    threads: int,
+) -> dict[str, dict[str, Any]]:
+    """Return the sidecar of each product."""
+    source = [job.names.uri("denoised")]
+    from_windows = [job.names.uri("window_embeddings")]
+    sources = {
+        "window_embeddings": source,
+        "embedding": from_windows,
+        "similarity": from_windows,
+        "attention": source,
+        "attention_time": source,
+        "reconstruction": source,
+        "reconstruction_networks": [job.names.uri("reconstruction")],
+    }
+    sidecars = {key: model_sidecar(job, key, uris, threads) for key, uris in sources.items()}
+    cut = _windows_sidecar(cleaned, windows, embedding)
+    for key in ("window_embeddings", "embedding", "similarity", "attention", "attention_time"):
+        sidecars[key] |= cut
+    width = embedding.mean.shape[1]
+    dimensions = {name: "Dimension of the embedding" for name in _dimensions(width)}
+    sidecars["embedding"] |= columns(ROI_COLUMNS | dimensions)
+    sidecars["similarity"] |= {
+        "Measure": "tanh of the mean over windows of Fisher's z of Pearson correlations",
+        "Directed": False,
+        "Weighted": True,
+    } | columns(NODE_COLUMN)
+    sidecars["attention"] |= {
+        "Measure": "attention of the Perceiver's latent of the row to the signal of the column",
+        "Directed": True,
+        "Weighted": True,
+    } | columns(NODE_COLUMN)
+    sidecars["attention_time"] |= {
+        "RepetitionTime": windows.repetition_time,
+        "SamplingFrequency": 1 / windows.repetition_time,
+        "StartTime": 0.0,
+    }
+    held_out = {
+        "Folds": quality.n_folds,
+        "EvaluatedWindows": list(quality.windows),
+        "Control": "series presented under permuted ROI labels, same ROIs held out",
+    }
+    sidecars["reconstruction"] |= cut | held_out | columns(ROI_COLUMNS | _SCORES)
+    sidecars["reconstruction_networks"] |= held_out | columns(_NETWORK_COLUMNS)
+    return sidecars
+
+
+def _windows_sidecar(
+    cleaned: CleanedRun, windows: Windows, embedding: FunctionalEmbedding
+) -> dict[str, Any]:
+    names = np.array(atlas.roi_names())
+    return {
+        "SourceRepetitionTime": cleaned.repetition_time,
+        "WindowRepetitionTime": windows.repetition_time,
+        "WindowLength": WINDOW_LENGTH,
+        "WindowOnsets": [round(float(onset), 6) for onset in windows.onset_seconds],
+        "WindowsLeftOut": windows.n_left_out,
+        "MissingROIs": names[embedding.missing].tolist(),
+        "MissingROIRule": "presented to the model as held out; n/a in all outputs",
+        "Notes": [*cleaned.notes, *windows.notes],
+    }
