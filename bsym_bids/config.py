@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,18 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check_ranges(self)
+
+    def with_absolute_paths(self) -> RunConfig:
+        """Return the same settings with paths that hold in any working directory."""
+        changes: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Path):
+                changes[item.name] = value.absolute()
+        changes["derivatives"] = {name: p.absolute() for name, p in self.derivatives.items()}
+        if Path(self.nuisance).is_file():
+            changes["nuisance"] = str(Path(self.nuisance).absolute())
+        return replace(self, **changes)
 
     @property
     def scratch(self) -> Path:

@@ -61,6 +61,10 @@ class LocalPlugin(MultiProcPlugin):
         self._task_obj[self._taskid] = future
         return self._taskid
 
+    def _sort_jobs(self, jobids: Iterable[int], scheduler: str | None = None) -> list[int]:
+        """Finish one participant after the other instead of doing the first step of all first."""
+        return sorted(jobids, key=lambda jobid: self.procs[jobid].fullname)
+
     def _collect(self, taskid: int, future: Future[dict[str, Any]]) -> None:
         error = future.exception()
         self._taskresult[taskid] = (

@@ -58,6 +58,7 @@ def run_participant_level(config: RunConfig) -> int:
     from bsym_bids.bold.nuisance import load_strategy
     from bsym_bids.model.weights import default_model_name, resolve_release
 
+    config = config.with_absolute_paths()  # the steps work in folders of their own
     _set_up_libraries(config.scratch)
     _set_up_console(config.verbose)
     check_location(config.bids_dir, config.output_dir, config.scratch)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from bsym_bids.errors import BadDataError
-from bsym_bids.model.brainsymphony import BrainSymphony
+
+if TYPE_CHECKING:
+    from bsym_bids.model.brainsymphony import BrainSymphony
 
 #: Largest share of ROIs that may be missing: the network was pretrained with about 15 % masked.
 MAX_MISSING_SHARE = 0.2
@@ -187,6 +189,8 @@ def check_missing(windows: np.ndarray, missing: np.ndarray) -> np.ndarray:
 @contextmanager
 def inference(threads: int | None) -> Iterator[None]:
     """Run without gradients, on so many threads, and put torch's setting back."""
+    import torch  # here, so that reading and writing embeddings goes without it
+
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bsym_bids.errors import BadDataError
-from bsym_bids.model.brainsymphony import BrainSymphony
 from bsym_bids.model.embed import check_missing, inference
+
+if TYPE_CHECKING:
+    from bsym_bids.model.brainsymphony import BrainSymphony
 
 OVERALL = "all"
 _SCORES = ("r2", "rho", "mae")

@@ -1,6 +1,8 @@
 """A network of all branches that is small enough for quick tests."""
 
 import numpy as np
+import pytest
+import torch
 
 from bsym_bids.model import BrainSymphony
 from bsym_bids.model.weights import random_state_dicts
@@ -34,6 +36,15 @@ SIZES = {
     "gate": {"width": WIDTH},
 }
 HEADS = {f"{name}_heads": 2 for name in ("spatial", "temporal", "perceiver", "structural")}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Keep threads from waiting for each other over arrays this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def tiny_states(seed=0):

@@ -5,7 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from model_tiny import ROIS, STEPS, WIDTH, tiny_model, tiny_states, tiny_windows
+from model_tiny import (
+    ROIS,
+    STEPS,
+    WIDTH,
+    one_thread,  # noqa: F401 (used by every test)
+    tiny_model,
+    tiny_states,
+    tiny_windows,
+)
 from scipy.stats import pearsonr
 from sklearn.metrics import mean_absolute_error, r2_score
 

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 from model_recipe import make_states, spatial_shapes, structural_shapes
-from model_tiny import HEADS, ROIS, STEPS, WIDTH, tiny_model, tiny_sc, tiny_states, tiny_windows
+from model_tiny import (
+    HEADS,
+    ROIS,
+    STEPS,
+    WIDTH,
+    one_thread,  # noqa: F401 (used by every test)
+    tiny_model,
+    tiny_sc,
+    tiny_states,
+    tiny_windows,
+)
 from scipy.special import softmax
 
 from bsym_bids.errors import BadDataError
