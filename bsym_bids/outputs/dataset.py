@@ -17,8 +17,18 @@ from bsym_bids.outputs.tables import Json
 
 NAME = "bsym-bids"
 BIDS_VERSION = "1.11.2"
-#: Lines without a trailing slash: the validator matches those against whole paths.
-_BIDSIGNORE = ("logs/**", "work/**", "**/*.npz", "*_citations.bib")
+# Folders have no trailing slash, or the validator walks into them. The names below are proposals
+# (BEP012, BEP017, BEP038) or ours; `data/bids_schema` has a schema that knows them.
+_BIDSIGNORE = (
+    "work",
+    "logs",
+    "*_timeseries.*",
+    "*_relmat.*",
+    "*_embedding.*",
+    "*_qc.*",
+    "*_stat-coverage_bold.*",
+    "atlas-*_dseg.*",
+)
 _README = """\
 # bsym-bids outputs
 

@@ -37,8 +37,12 @@ def basic_sidecar(job: RunJob, key: str, sources: Sequence[str]) -> dict[str, An
         "SoftwareVersions": software_versions(),
         "TimeSeriesSettings": dict(job.settings.timeseries),
     }
-    task = job.run.entities.get("task")
-    return {"TaskName": task, **document} if task else document
+    optional = {
+        "TaskName": job.run.entities.get("task"),
+        "Resolution": job.run.resolution and f"of the source, res-{job.run.resolution}",
+        "Density": job.run.density and f"of the source, den-{job.run.density}",
+    }
+    return document | {name: value for name, value in optional.items() if value}
 
 
 def model_sidecar(job: RunJob, key: str, sources: Sequence[str], threads: int) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""The extension of the BIDS schema takes the app's names and refuses others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bsym_bids.outputs.dataset import describe_dataset
+from bsym_bids.outputs.names import RunNames, products, sidecar_of
+from tests.bids_validation import extended_schema_file, validate
+
+ATLAS = "atlas-Schaefer2018Tian2020_scale-450"
+RUN = f"sub-01_task-rest_space-MNI152NLin6Asym_{ATLAS}"
+
+
+def dataset(folder: Path, names: list[Path]) -> Path:
+    describe_dataset(folder, {})
+    (folder / ".bidsignore").unlink()
+    for path in names:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a\n1\n")
+        document = {"Description": "x", "Resolution": "x", "Density": "x", "Sources": []}
+        sidecar_of(path).write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory):
+    return extended_schema_file(tmp_path_factory.mktemp("schema"))
+
+
+def errors(folder, schema):
+    return {issue.location for issue in validate(folder, schema) if issue.severity == "error"}
+
+
+def test_every_product_of_every_kind_of_run_is_accepted(tmp_path, schema):
+    full = {"sub": "01", "ses": "a", "task": "x", "acq": "m", "ce": "c", "rec": "r", "dir": "AP"}
+    full |= {"run": "01", "echo": "1", "part": "mag"}
+    names = [
+        names.path(key)
+        for names in (
+            RunNames(tmp_path, full, "MNI152NLin2009cAsym", resolution="2"),
+            RunNames(tmp_path, {"sub": "02", "task": "x"}, "fsLR", density="91k", method="pca"),
+        )
+        for key in products()
+    ]
+    assert errors(dataset(tmp_path, names), schema) == set()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{RUN}_desc-unknown_embedding.tsv",
+        f"{RUN}_stat-pearsoncorrelation_desc-x_relmat.tsv",
+        f"{RUN}_stat-median_timeseries.tsv",
+        f"{RUN}_desc-functional_embedding.npz",
+        f"{RUN}_desc-functional_embeddings.tsv",
+        "sub-01_task-rest_space-MNI152NLin6Asym_stat-mean_timeseries.tsv",
+        f"sub-01_task-rest_space-T1w_{ATLAS}_stat-mean_timeseries.tsv",
+        f"sub-01_space-MNI152NLin6Asym_{ATLAS}_stat-mean_timeseries.tsv",
+    ],
+)
+def test_other_names_are_refused(tmp_path, schema, name):
+    path = tmp_path / "sub-01" / "func" / name
+    found = errors(dataset(tmp_path, [path]), schema)
+    assert f"/sub-01/func/{name}" in found
