@@ -27,7 +27,7 @@ _BIDSIGNORE = (
     "*_embedding.*",
     "*_qc.*",
     "*_stat-coverage_bold.*",
-    "atlas-*_dseg.*",
+    "atlas-*",
 )
 _README = """\
 # bsym-bids outputs
