@@ -31,10 +31,13 @@ def volume_path(space: str, resolution: int = 1) -> Path:
 
 @lru_cache(maxsize=4)
 def _volume(space: str, resolution: int) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
+    """Read a packaged volume; the array is in Fortran order, as the file is."""
     import nibabel as nib
+    from isal import igzip  # a third of the time that nibabel takes with zlib
 
-    image = nib.load(volume_path(space, resolution))
-    return np.asarray(image.dataobj, dtype=np.uint16), np.asarray(image.affine)
+    with igzip.open(volume_path(space, resolution)) as file:
+        image = nib.Nifti1Image.from_stream(file)
+        return np.asarray(image.dataobj, dtype=np.uint16), np.asarray(image.affine)
 
 
 def labels_on_grid(
@@ -57,7 +60,7 @@ def labels_on_grid(
     Returns
     -------
     ndarray of uint16, shape ``shape``
-        ROI index, 0 outside of all ROIs.
+        ROI index, 0 outside of all ROIs; in Fortran order, as images lie on disk.
     """
     affine = np.asarray(affine, dtype=np.float64)
     for resolution in (2, 1):
@@ -114,14 +117,17 @@ def _along_axes(
     atlas: NDArray[np.uint16], shape: tuple[int, int, int], to_atlas: NDArray[np.float64]
 ) -> NDArray[np.uint16]:
     """Look labels up axis by axis, where the axes of both grids are parallel."""
-    labels = np.zeros(shape, dtype=np.uint16)
-    inside, indices = [], []
+    labels = np.zeros(shape, dtype=np.uint16, order="F")
+    inside = []
+    found = atlas.T  # in the order of memory, which is several times faster
     for axis, size in enumerate(shape):
         index = _nearest(to_atlas[axis, axis] * np.arange(size) + to_atlas[axis, 3])
         valid = np.flatnonzero((index >= 0) & (index < atlas.shape[axis]))
-        inside.append(valid)
-        indices.append(index[valid])
-    labels[np.ix_(*inside)] = atlas[np.ix_(*indices)]
+        if not valid.size:
+            return labels
+        inside.append(slice(valid[0], valid[-1] + 1))  # the index rises or falls, so no gaps
+        found = found.take(index[valid], axis=2 - axis)
+    labels[tuple(inside)] = found.T
     return labels
 
 
@@ -129,7 +135,7 @@ def _by_slabs(
     atlas: NDArray[np.uint16], shape: tuple[int, int, int], to_atlas: NDArray[np.float64]
 ) -> NDArray[np.uint16]:
     """Look labels up voxel by voxel, one slab at a time, for oblique or permuted axes."""
-    labels = np.zeros(shape, dtype=np.uint16)
+    labels = np.zeros(shape, dtype=np.uint16, order="F")
     plane = np.stack(np.meshgrid(*map(np.arange, shape[:2]), indexing="ij"), axis=-1)
     in_plane = plane @ to_atlas[:3, :2].T + to_atlas[:3, 3]
     limits = np.array(atlas.shape)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,14 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids import atlas
-from bsym_bids.bold.volumes import VolumeSeries, load_image, open_series, stream
+from bsym_bids.bold.components import open_spill
+from bsym_bids.bold.reduction import (
+    Gathering,
+    reduce_rows,
+    reduce_volumes,
+    row_components,
+    volume_components,
+)
+from bsym_bids.bold.volumes import (
+    READ_ERRORS,
+    VolumeSeries,
+    load_image,
+    open_series,
+    stored_numbers,
+)
 from bsym_bids.errors import BadDataError, UsageError
 
 LOGGER = logging.getLogger("bsym_bids")
 METHODS = ("mean", "pca")
 CIFTI_SPACE = "fsLR"
-_ROW_BYTES = 1 << 24  # grayordinates are read in pieces of about this size
-_SPILL_VOLUMES = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,25 +67,6 @@ class Parcellation:
     method: str
     n_voxels: NDArray[np.int64]
     n_voxels_expected: NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class _Gathering:
-    """Which voxels are taken, sorted by ROI, and where each ROI's begin."""
-
-    voxels: NDArray[np.intp]
-    starts: NDArray[np.intp]
-    present: NDArray[np.intp]
-    counts: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, labels: NDArray[np.uint16]) -> _Gathering:
-        taken = np.flatnonzero(labels)
-        voxels = taken[np.argsort(labels[taken], kind="stable")]
-        counts = np.bincount(labels[voxels], minlength=atlas.N_ROIS + 1)[1:]
-        present = np.flatnonzero(counts)
-        starts = np.concatenate([[0], np.cumsum(counts[present])[:-1]]).astype(np.intp)
-        return cls(voxels, starts, present, counts)
 
 
 def parcellate(
@@ -174,12 +166,13 @@ def _volumes(
         )
     if mask is not None:
         labels[~_read_mask(Path(mask), series)] = 0
-    gathering = _Gathering.of(labels.ravel(order="F"))
+    gathering = Gathering.of(labels.ravel(order="F"))
     del labels
-    with tempfile.TemporaryDirectory(dir=work_dir, prefix="parcellate-") as folder:
-        spill = _Spill(Path(folder), gathering, series.n_volumes) if method == "pca" else None
-        means, with_data = _reduce(series, gathering, spill)
-        timeseries = spill.first_components(means) if spill else means
+    width = len(gathering.voxels)
+    with open_spill(work_dir, series.dtype, width) if method == "pca" else nullcontext() as spill:
+        timeseries, with_data = reduce_volumes(series, gathering, spill)
+        if spill is not None:
+            timeseries = volume_components(series, gathering, spill, timeseries)
     expected = atlas.roi_voxels_on_lattice(series.affine, space)
     return Parcellation(
         timeseries=timeseries,
@@ -232,112 +225,12 @@ def _read_mask(path: Path, series: VolumeSeries) -> NDArray[np.bool_]:
         )
     try:
         inside = np.asarray(image.dataobj) > 0
-    except (OSError, EOFError, ValueError) as error:
+    except READ_ERRORS as error:
         raise BadDataError(f"{path}: cannot be read: {error}", "make the mask again") from error
     inside = inside.reshape(*series.shape, -1).any(axis=-1)
     if not inside.any():
         raise BadDataError(f"{path}: the mask is empty", "make the mask again")
     return inside
-
-
-def _reduce(
-    series: VolumeSeries, gathering: _Gathering, spill: _Spill | None
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the mean of each ROI in each volume, and how many of its voxels ever hold data."""
-    means = np.full((series.n_volumes, atlas.N_ROIS), np.nan)
-    gathered = np.empty(len(gathering.voxels), dtype=series.dtype)
-    with_data = np.zeros(len(gathering.voxels), dtype=bool)
-    counts = gathering.counts[gathering.present]
-    for t, volume in enumerate(stream(series)):
-        volume.take(gathering.voxels, out=gathered, mode="clip")
-        with np.errstate(invalid="ignore"):  # of NaN that signal
-            values = gathered.astype(np.float64)
-        sums = np.add.reduceat(values, gathering.starts) if len(values) else np.empty(0)
-        number = counts
-        if not np.isfinite(sums).all():
-            finite = np.isfinite(values)
-            sums = np.add.reduceat(np.where(finite, values, 0), gathering.starts)
-            number = np.add.reduceat(finite, gathering.starts, dtype=np.int64)
-            with_data |= finite & (values != 0)
-        elif t % 16 == 0 or not with_data.all():
-            np.logical_or(with_data, gathered, out=with_data)
-        with np.errstate(invalid="ignore"):
-            means[t, gathering.present] = sums / number
-        if spill:
-            spill.add(values * series.slope + series.intercept)
-    means = means * series.slope + series.intercept
-    data = np.zeros(atlas.N_ROIS, dtype=np.int64)
-    if len(with_data):
-        data[gathering.present] = np.add.reduceat(with_data, gathering.starts, dtype=np.int64)
-    return means, data
-
-
-class _Spill:
-    """The series of all gathered voxels on disk, voxel by voxel."""
-
-    def __init__(self, folder: Path, gathering: _Gathering, n_volumes: int) -> None:
-        self._gathering = gathering
-        self._n_volumes = n_volumes
-        self._path = folder / "voxels.f4"
-        self._shape = (len(gathering.voxels), n_volumes)
-        self._block: list[NDArray[np.float32]] = []
-        self._written = 0
-        if len(gathering.voxels):
-            np.memmap(self._path, np.float32, "w+", shape=self._shape)
-
-    def add(self, values: NDArray[np.float64]) -> None:
-        """Take the values of one volume, in gathered order."""
-        self._block.append(values.astype(np.float32))
-        if (
-            len(self._block) == _SPILL_VOLUMES
-            or self._written + len(self._block) == self._n_volumes
-        ):
-            end = self._written + len(self._block)
-            voxels = np.memmap(self._path, np.float32, "r+", shape=self._shape)
-            voxels[:, self._written : end] = np.stack(self._block, axis=1)
-            voxels.flush()  # and dropped at once, so that its pages don't count as our memory
-            self._written, self._block = end, []
-
-    def first_components(self, means: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the first principal component of each ROI, shape (T, 450)."""
-        components = np.full_like(means, np.nan)
-        ends = [*self._gathering.starts[1:], len(self._gathering.voxels)]
-        for roi, start, end in zip(
-            self._gathering.present, self._gathering.starts, ends, strict=True
-        ):
-            voxels = np.memmap(self._path, np.float32, "r", shape=self._shape)[start:end]
-            components[:, roi] = first_component(np.asarray(voxels, np.float64), means[:, roi])
-        return components
-
-
-def first_component(voxels: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the first principal component of some voxels.
-
-    Parameters
-    ----------
-    voxels : ndarray, shape (V, T)
-        Series by voxel; voxels with samples that are not finite are left out.
-    mean : ndarray, shape (T,)
-        Series with which the result is to correlate positively.
-
-    Returns
-    -------
-    ndarray, shape (T,)
-        Scores divided by the square root of the number of voxels; zero when nothing varies.
-    """
-    voxels = voxels[np.isfinite(voxels).all(axis=1)]
-    if not len(voxels):
-        return np.full(len(mean), np.nan)
-    voxels = voxels - voxels.mean(axis=1, keepdims=True)
-    # Of the two Gram matrices the smaller one has all that is needed.
-    if len(voxels) <= voxels.shape[1]:
-        weights = np.linalg.eigh(voxels @ voxels.T)[1][:, -1]
-        scores = weights @ voxels
-    else:
-        values, vectors = np.linalg.eigh(voxels.T @ voxels)
-        scores = vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
-    sign = np.sign(scores @ (mean - np.nanmean(mean))) or 1.0
-    return sign * scores / np.sqrt(len(voxels))
 
 
 def _grayordinates(path: Path, image: nib.Cifti2Image, method: str) -> Parcellation:
@@ -355,26 +248,12 @@ def _grayordinates(path: Path, image: nib.Cifti2Image, method: str) -> Parcellat
             f"{path}: its grayordinates are not those of fsLR 32k",
             "use fMRIPrep's --cifti-output 91k",
         )
-    n_volumes = len(axes[0])
-    counts = np.bincount(labels, minlength=atlas.N_ROIS + 1)[1:]
-    gathering = _Gathering.of(labels)
-    sums = np.zeros((atlas.N_ROIS + 1, n_volumes))
-    number = np.zeros((atlas.N_ROIS + 1, n_volumes), dtype=np.int64)
-    with_data = np.zeros(len(labels), dtype=bool)
-    for part, rows in _grayordinate_rows(path, image, labels):
-        finite = np.isfinite(rows)
-        with_data[part] = (finite & (rows != 0)).any(axis=1)
-        for roi in np.unique(labels[part]):
-            chosen = labels[part] == roi
-            sums[roi] += np.where(finite[chosen], rows[chosen], 0).sum(axis=0)
-            number[roi] += finite[chosen].sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        means = (sums / number)[1:].T
-    timeseries = means
+    stored = stored_numbers(path, image)
+    gathering = Gathering.of(labels)
+    timeseries, data = reduce_rows(stored, labels, len(axes[0]))
     if method == "pca":
-        timeseries = _grayordinate_components(path, image, gathering, means)
+        timeseries = row_components(stored, gathering, timeseries)
     expected = np.bincount(atlas.dlabel(), minlength=atlas.N_ROIS + 1)[1:]
-    data = np.bincount(labels[with_data], minlength=atlas.N_ROIS + 1)[1:]
     return Parcellation(
         timeseries=timeseries,
         coverage=_ratio(data, expected),
@@ -382,44 +261,9 @@ def _grayordinates(path: Path, image: nib.Cifti2Image, method: str) -> Parcellat
         space=CIFTI_SPACE,
         space_source="grid",
         method=method,
-        n_voxels=counts,
+        n_voxels=gathering.counts,
         n_voxels_expected=expected,
     )
-
-
-def _grayordinate_rows(
-    path: Path, image: nib.Cifti2Image, labels: NDArray[np.uint16]
-) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Yield pieces of the labelled grayordinates' series, shape (G, T)."""
-    n_volumes, n_grayordinates = image.shape
-    size = max(1, _ROW_BYTES // (8 * n_volumes))
-    for start in range(0, n_grayordinates, size):
-        part = slice(start, min(start + size, n_grayordinates))
-        if labels[part].any():
-            yield part, _read_rows(path, image, part)
-
-
-def _read_rows(path: Path, image: nib.Cifti2Image, part: slice) -> NDArray[np.float64]:
-    try:
-        return np.asarray(image.dataobj[:, part], dtype=np.float64).T
-    except (OSError, EOFError, ValueError) as error:
-        raise BadDataError(
-            f"{path}: the data end early: {error}",
-            "the file is damaged or incomplete: copy or make it again",
-        ) from error
-
-
-def _grayordinate_components(
-    path: Path, image: nib.Cifti2Image, gathering: _Gathering, means: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    components = np.full_like(means, np.nan)
-    ends = [*gathering.starts[1:], len(gathering.voxels)]
-    for roi, start, end in zip(gathering.present, gathering.starts, ends, strict=True):
-        chosen = gathering.voxels[start:end]
-        span = slice(int(chosen.min()), int(chosen.max()) + 1)
-        rows = _read_rows(path, image, span)[chosen - span.start]
-        components[:, roi] = first_component(rows, means[:, roi])
-    return components
 
 
 def _series_step(axis: nib.cifti2.SeriesAxis) -> float | None:

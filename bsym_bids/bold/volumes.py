@@ -1,11 +1,11 @@
-"""Reading a 4D NIfTI series volume by volume, without ever holding the series."""
+"""Reading a series piece by piece, without ever holding all of it."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,43 +21,70 @@ from numpy.typing import NDArray
 from bsym_bids.errors import BadDataError, InputMissingError
 
 _GZIP_MAGIC = b"\x1f\x8b"
+# Larger reads take no less time (inflating is the limit) and push the output out of the cache.
 _READ_BYTES = 1 << 18
+_BUFFERS = 3  # one being filled, one being worked on, one between them
 _TIME_UNITS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 _COPY_AGAIN = "the file is damaged or incomplete: copy or make it again"
 
 
+#: What reading a damaged image can raise.
+READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, isal_zlib.error)
+
+
 @dataclass(frozen=True)
-class VolumeSeries:
-    """A 4D image as it lies on disk.
+class StoredNumbers:
+    """How the numbers of an image lie on disk.
 
     Attributes
     ----------
     path : Path
         The file.
+    dtype : numpy.dtype
+        Type on disk, byte order included.
+    offset : int
+        Bytes before the first number.
+    slope, intercept : float
+        ``value = slope * stored + intercept``.
+    """
+
+    path: Path
+    dtype: np.dtype
+    offset: int
+    slope: float
+    intercept: float
+
+    @property
+    def zero(self) -> float:
+        """The stored number that stands for zero, the nearest one of integer types."""
+        zero = -self.intercept / self.slope
+        return zero if self.dtype.kind == "f" else round(zero)
+
+    def values(self, stored: NDArray) -> NDArray[np.float64]:
+        """Return what stored numbers stand for."""
+        with np.errstate(invalid="ignore"):  # of NaN that signal
+            return stored.astype(np.float64) * self.slope + self.intercept
+
+
+@dataclass(frozen=True)
+class VolumeSeries(StoredNumbers):
+    """A 4D image as it lies on disk.
+
+    Attributes
+    ----------
     shape : tuple of int
         Voxels along x, y, z.
     n_volumes : int
         Number of volumes.
     affine : ndarray, shape (4, 4)
         From voxel indices to mm.
-    dtype : numpy.dtype
-        Type on disk, byte order included.
-    offset : int
-        Bytes before the first voxel.
-    slope, intercept : float
-        ``value = slope * stored + intercept``.
     repetition_time : float or None
         From the header, in seconds; None when absent or zero.
     """
 
-    path: Path
     shape: tuple[int, int, int]
     n_volumes: int
     affine: NDArray[np.float64]
-    dtype: np.dtype
-    offset: int
-    slope: float
-    intercept: float
     repetition_time: float | None
 
     @property
@@ -75,8 +102,34 @@ def load_image(path: Path) -> SpatialImage:
         raise InputMissingError(f"{path}: no such file", hint)
     try:
         return nib.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise BadDataError(f"{path}: cannot be read as an image: {error}", _COPY_AGAIN) from error
+    except (ImageFileError, HeaderDataError, *READ_ERRORS) as error:
+        reason = f"{path}: cannot be read as an image: {error}"
+        raise BadDataError(reason, _compression_hint(path) or _COPY_AGAIN) from error
+
+
+def _compression_hint(path: Path) -> str:
+    """Say so when the name promises gzip and the content is not, or the other way round."""
+    try:
+        compressed = _starts_as_gzip(path)
+    except OSError:
+        return ""
+    if compressed and path.suffix != ".gz":
+        return "the content is gzip: name the file .nii.gz"
+    if not compressed and path.suffix == ".gz":
+        return "the content is not gzip: if it is plain NIfTI, name the file .nii"
+    return ""
+
+
+def stored_numbers(path: Path, image: SpatialImage) -> StoredNumbers:
+    """Return how the numbers of a loaded NIfTI or CIFTI-2 image lie on disk."""
+    # The header of a loaded image says offset 0; the data object knows the right one.
+    proxy = image.dataobj
+    if proxy.dtype.kind not in "iuf":
+        raise BadDataError(
+            f"{path}: is of type {proxy.dtype}, not one real number per sample",
+            "convert it to integers or floating point numbers",
+        )
+    return StoredNumbers(path, proxy.dtype, proxy.offset, float(proxy.slope), float(proxy.inter))
 
 
 def open_series(path: Path, image: SpatialImage) -> VolumeSeries:
@@ -85,7 +138,8 @@ def open_series(path: Path, image: SpatialImage) -> VolumeSeries:
     Raises
     ------
     BadDataError
-        Not NIfTI, not 4D, without volumes, or of a type that is no number per voxel.
+        Not NIfTI, not 4D, without volumes, without a place in space, or of a type that is not
+        one number per voxel.
     """
     if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
         raise BadDataError(f"{path}: is {type(image).__name__}, not NIfTI", "convert it to .nii.gz")
@@ -96,20 +150,17 @@ def open_series(path: Path, image: SpatialImage) -> VolumeSeries:
         )
     if 0 in image.shape:
         raise BadDataError(f"{path}: is empty, its shape is {image.shape}", _COPY_AGAIN)
-    dtype = image.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise BadDataError(f"{path}: voxels are of type {dtype}, not numbers", "convert it")
-    # The header of a loaded image says offset 0; the data object knows the right one.
-    proxy = image.dataobj
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise BadDataError(
+            f"{path}: its affine has no inverse, so that no voxel has a place:\n{affine}",
+            "make the image again, or repair sform and qform",
+        )
     return VolumeSeries(
-        path=path,
+        **vars(stored_numbers(path, image)),
         shape=image.shape[:3],
         n_volumes=image.shape[3],
-        affine=np.asarray(image.affine, dtype=np.float64),
-        dtype=dtype,
-        offset=int(proxy.offset),
-        slope=float(proxy.slope),
-        intercept=float(proxy.inter),
+        affine=affine,
         repetition_time=_repetition_time(image),
     )
 
@@ -123,8 +174,23 @@ def _repetition_time(image: SpatialImage) -> float | None:
 def stream(series: VolumeSeries) -> Iterator[NDArray]:
     """Yield each volume as a flat array in the order of the file (x fastest).
 
-    One thread inflates the next volume while the caller works on the last one. The array is valid
+    As `read_pieces`: the array is valid until the next one is asked for.
+    """
+    return read_pieces(series, [series.voxels] * series.n_volumes)
+
+
+def read_pieces(stored: StoredNumbers, sizes: Sequence[int]) -> Iterator[NDArray]:
+    """Yield the numbers of a file in pieces, as they are stored.
+
+    One thread inflates the next piece while the caller works on the last one. An array is valid
     until the next one is asked for.
+
+    Parameters
+    ----------
+    stored : StoredNumbers
+        The file and its type.
+    sizes : sequence of int
+        Numbers per piece; together all of the file.
 
     Raises
     ------
@@ -134,65 +200,81 @@ def stream(series: VolumeSeries) -> Iterator[NDArray]:
     free: queue.Queue[NDArray] = queue.Queue()
     full: queue.Queue[NDArray | BaseException] = queue.Queue()
     stop = threading.Event()
-    for _ in range(3):
-        free.put(np.empty(series.voxels, dtype=series.dtype))
-    reader = threading.Thread(target=_read_all, args=(series, free, full, stop), daemon=True)
+    for _ in range(_BUFFERS):
+        free.put(np.empty(max(sizes), dtype=stored.dtype))
+    arguments = (stored, sizes, free, full, stop)
+    reader = threading.Thread(target=_read_all, args=arguments, daemon=True)
     reader.start()
     try:
-        for _ in range(series.n_volumes):
-            volume = full.get()
-            if isinstance(volume, BaseException):
-                raise volume
-            yield volume
-            free.put(volume)
-        end = full.get()  # the checksum stands after the last volume
+        for size in sizes:
+            buffer = full.get()
+            if isinstance(buffer, BaseException):
+                raise buffer
+            yield buffer[:size]
+            free.put(buffer)
+        end = full.get()  # the checksum stands after the last piece
         if isinstance(end, BaseException):
             raise end
     finally:
         stop.set()
-        free.put(np.empty(0, dtype=series.dtype))
+        free.put(np.empty(0, dtype=stored.dtype))
         reader.join()
 
 
 def _read_all(
-    series: VolumeSeries,
+    stored: StoredNumbers,
+    sizes: Sequence[int],
     free: queue.Queue[NDArray],
     full: queue.Queue[NDArray | BaseException],
     stop: threading.Event,
 ) -> None:
-    """Fill free buffers with volumes until the end of the file, or until told to stop."""
+    """Fill free buffers until the end of the file, or until told to stop."""
     n_read = 0
     try:
-        with _inflated(series.path) as file:
-            _skip(file, series.offset)
-            while n_read < series.n_volumes:
+        with opened(stored.path) as file:
+            _skip(file, stored.offset)
+            for size in sizes:
                 buffer = free.get()
                 if stop.is_set():
                     return
-                if _fill(file, buffer) < buffer.nbytes:
-                    raise EOFError("the data end here")
+                fill(file, buffer[:size])
                 full.put(buffer)
                 n_read += 1
             while file.read(_READ_BYTES):
                 pass
-        full.put(np.empty(0, dtype=series.dtype))
-    except (OSError, EOFError, zlib.error, isal_zlib.error) as error:
-        reason = f"{series.path}: after {n_read} of {series.n_volumes} volumes: {error}"
+        full.put(np.empty(0, dtype=stored.dtype))
+    except READ_ERRORS as error:
+        reason = f"{stored.path}: after {n_read} of {len(sizes)} volumes or pieces: {error}"
         full.put(BadDataError(reason, _COPY_AGAIN))
     except BaseException as error:
         full.put(error)
 
 
+def _starts_as_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == _GZIP_MAGIC
+
+
 @contextmanager
-def _inflated(path: Path) -> Iterator[BinaryIO]:
-    with path.open("rb") as raw:
-        compressed = raw.read(2) == _GZIP_MAGIC
-        raw.seek(0)
-        if not compressed:
-            yield raw
-            return
-        with igzip.GzipFile(fileobj=raw, mode="rb") as file:
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, inflated if it is gzip by content."""
+    if not _starts_as_gzip(path):
+        with path.open("rb") as file:
             yield file
+        return
+    with path.open("rb") as raw, igzip.GzipFile(fileobj=raw, mode="rb") as file:
+        yield file
+
+
+def fill(file: BinaryIO, array: NDArray) -> None:
+    """Read as many bytes as a contiguous array has into it."""
+    view = memoryview(array.reshape(-1).view(np.uint8))
+    done = 0
+    while done < len(view):
+        got = file.readinto(view[done : done + _READ_BYTES])
+        if not got:
+            raise EOFError("the data end here")
+        done += got
 
 
 def _skip(file: BinaryIO, count: int) -> None:
@@ -201,15 +283,3 @@ def _skip(file: BinaryIO, count: int) -> None:
         if not got:
             raise EOFError("the header ends here")
         count -= got
-
-
-def _fill(file: BinaryIO, buffer: NDArray) -> int:
-    """Read into the whole buffer and return the number of bytes that there were."""
-    view = memoryview(buffer.view(np.uint8))
-    done = 0
-    while done < len(view):
-        got = file.readinto(view[done : done + _READ_BYTES])
-        if not got:
-            break
-        done += got
-    return done

@@ -11,7 +11,7 @@ from nilearn.maskers import NiftiLabelsMasker
 
 from bsym_bids import atlas
 from bsym_bids.bold import drop_low_coverage, parcellate
-from bsym_bids.bold.parcellate import first_component
+from bsym_bids.bold.components import first_component
 from bsym_bids.errors import BadDataError, InputMissingError, UsageError
 
 SPACE = "MNI152NLin2009cAsym"
