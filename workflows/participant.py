@@ -276,6 +276,11 @@ def _outcomes(
 
 def _set_up_libraries(work_dir: Path) -> None:
     """Keep Nipype from calling home and writing to HOME, and threads from spinning."""
+    try:
+        Path.home()
+    except RuntimeError:
+        # A user id without a name and HOME: PyBIDS and others don't import without a home.
+        os.environ["HOME"] = str(work_dir.resolve())
     os.environ["NO_ET"] = "1"
     os.environ["NIPYPE_NO_ET"] = "1"
     os.environ.setdefault("NIPYPE_CONFIG_DIR", str(work_dir.resolve() / "nipype"))
