@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +16,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsym_bids import atlas
-from bsym_bids.errors import BadDataError, UsageError
+from bsym_bids.bold.parcellate import CIFTI_SPACE
+from bsym_bids.bold.volumes import LONGEST_TR
+from bsym_bids.errors import (
+    BadDataError,
+    CannotCreateOutputError,
+    InputMissingError,
+    UsageError,
+)
 from bsym_bids.inputs.records import BoldRun, Derivatives
 
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout
 
-CIFTI_SPACE = "fsLR"
 SUPPORTED_SPACES = (*atlas.SPACES, CIFTI_SPACE)
 #: Entities that tell in which form a run is given, not which run it is.
 _FORM = ("space", "cohort", "res", "den", "desc")
 _VOLUME = re.compile(r"_desc-preproc_bold\.nii(\.gz)?$")
-_CIFTI = re.compile(r"_den-91k(_desc-[a-zA-Z0-9]+)?_bold\.dtseries\.nii$")
+_CIFTI = re.compile(r"_den-91k(_desc-preproc)?_bold\.dtseries\.nii$")
+_ENTITY = re.compile(r"[a-zA-Z]+-[a-zA-Z0-9+]+")
+_INDEX = "layout_index.sqlite"  # the name is PyBIDS's
 # What can hold no BOLD series and is often the bulk of a dataset.
 _IGNORED = re.compile(
     r"/(anat|dwi|figures|fmap|log|logs|perf|sourcedata|work|code|\.[^/]*)(/|$)"
@@ -68,9 +79,25 @@ class Candidate:
         return self.space in atlas.SPACES and bool(_VOLUME.search(self.path.name))
 
     @property
-    def is_downloaded(self) -> bool:
-        """Whether the content is there, not only a link to it."""
-        return self.path.exists()
+    def label(self) -> str:
+        """Label of the participant whose folder it is in."""
+        return self._folders[0].removeprefix("sub-")
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether it is in the folder where its name belongs, and no copy put aside."""
+        expected = [f"{key}-{self.entities[key]}" for key in ("sub", "ses") if key in self.entities]
+        return self._folders == (*expected, "func")
+
+    @property
+    def is_well_named(self) -> bool:
+        """Whether all of its name is entities, so that they tell it from every other file."""
+        parts = self.path.name.split("_")[:-1]
+        return len(self.entities) == len(parts) and all(map(_ENTITY.fullmatch, parts))
+
+    @property
+    def _folders(self) -> tuple[str, ...]:
+        return self.path.relative_to(self.derivatives.root).parts[:-1]
 
 
 def entities_of(path: Path) -> dict[str, str]:
@@ -107,12 +134,26 @@ def find_candidates(
     -------
     list of Candidate
         Sorted by path.
+
+    Raises
+    ------
+    UsageError
+        PyBIDS does not take the filters.
+    CannotCreateOutputError
+        The index cannot be written.
+    BadDataError
+        The index cannot be read.
     """
     wanted = sorted(participants)
-    layout = _layout(derivatives, wanted, database_dir)
+    if database_dir is None:
+        others = re.compile(rf"^/sub-(?!({'|'.join(map(re.escape, wanted))})(/|$))")
+        layout = _layout(derivatives, [_IGNORED, others])
+    else:
+        layout = _kept_layout(derivatives, database_dir)
+    query = {"suffix": "bold", **filters, "subject": wanted, "return_type": "filename"}
     try:
-        found = layout.get(subject=wanted, suffix="bold", return_type="filename", **filters)
-    except (ValueError, TypeError) as error:
+        found = layout.get(**query)
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UsageError(
             f"the filters for bold cannot be used: {error}",
             'entities have their long names: {"bold": {"task": "rest", "acquisition": "mb"}}',
@@ -126,16 +167,12 @@ def find_candidates(
 
 
 def _layout(
-    derivatives: Derivatives, participants: Sequence[str], database_dir: Path | None
+    derivatives: Derivatives, ignore: Sequence[re.Pattern[str]], database: Path | None = None
 ) -> BIDSLayout:
-    """Index with PyBIDS: the folders of the wanted participants, or everybody's for a database."""
+    """Index a dataset with PyBIDS, or open the database when there is one."""
     logging.getLogger("bids-layout").setLevel(logging.ERROR)
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
-    ignore = [_IGNORED]
-    if database_dir is None:
-        labels = "|".join(map(re.escape, participants))
-        ignore.append(re.compile(rf"^/sub-(?!({labels})(/|$))"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return BIDSLayout(
@@ -143,8 +180,44 @@ def _layout(
             validate=False,
             config=["bids", "derivatives"],
             indexer=BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore),
-            database_path=database_dir and database_dir / derivatives.name,
+            database_path=database,
         )
+
+
+def _kept_layout(derivatives: Derivatives, database_dir: Path) -> BIDSLayout:
+    """Open the index that is kept of a dataset; make it first when there is none."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    # PyBIDS believes an index without asking which dataset it is of.
+    of_which = hashlib.sha256(os.fsencode(derivatives.root)).hexdigest()[:8]
+    folder = database_dir / f"{derivatives.name}-{of_which}"
+    if not (folder / _INDEX).is_file():
+        try:
+            _make_index(derivatives, folder)
+        except (OSError, SQLAlchemyError) as error:
+            raise CannotCreateOutputError(
+                f"{folder}: the index of {derivatives.root} cannot be written: {error}",
+                "choose another folder with --bids-database-dir, or go without",
+            ) from error
+    try:
+        return _layout(derivatives, [_IGNORED], folder)
+    except SQLAlchemyError as error:
+        raise BadDataError(
+            f"{folder / _INDEX}: cannot be read as an index: {error}", "remove it"
+        ) from error
+
+
+def _make_index(derivatives: Derivatives, folder: Path) -> None:
+    """Write the index aside and move it into place, so that nobody opens half of it."""
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if (folder / _INDEX).is_file():
+            return  # made by another job in the meantime
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            _layout(derivatives, [_IGNORED], Path(aside)).session.close()
+            os.replace(Path(aside, _INDEX), folder / _INDEX)
 
 
 def choose(candidates: Sequence[Candidate], spaces: Sequence[str]) -> Candidate | None:
@@ -184,7 +257,8 @@ def check_spaces(spaces: Sequence[str]) -> None:
 
 def _has(candidate: Candidate, form: str) -> bool:
     key, _, value = form.partition("-")
-    return not form or candidate.entities.get(key) == value
+    found = candidate.entities.get(key)
+    return not form or (found is not None and found.lstrip("0") == value.lstrip("0"))
 
 
 def _resolution_rank(candidate: Candidate) -> tuple[int, str]:
@@ -198,18 +272,24 @@ def complete(candidate: Candidate) -> BoldRun:
 
     Raises
     ------
+    InputMissingError
+        A file is a link to content that is not there.
     BadDataError
         A sidecar cannot be read.
     """
     entities = candidate.entities
+    mask, confounds = _mask(candidate), _confounds(candidate)
+    for path in (candidate.path, mask, confounds):
+        if path is not None and not path.exists():
+            raise _absent(path)
     return BoldRun(
         entities=candidate.run_entities,
         space=str(candidate.space),
         resolution=entities.get("res"),
         density=entities.get("den"),
         bold=candidate.path,
-        mask=_mask(candidate),
-        confounds=_confounds(candidate),
+        mask=mask,
+        confounds=confounds,
         repetition_time=_repetition_time(candidate),
         derivatives=candidate.derivatives,
     )
@@ -242,36 +322,53 @@ def _fewer(entities: Mapping[str, str]) -> Iterator[dict[str, str]]:
             yield {k: v for k, v in entities.items() if k not in shared}
 
 
+def describe_form(candidate: Candidate) -> str:
+    """Return in which form a series is: space, resolution and so on."""
+    others = [f"{key}-{candidate.entities[key]}" for key in _FORM[1:] if key in candidate.entities]
+    return " ".join([candidate.space or "native", *(o for o in others if o != "desc-preproc")])
+
+
 def _join(entities: Mapping[str, str]) -> str:
     return "_".join(f"{key}-{value}" for key, value in entities.items())
 
 
 def _first_file(folder: Path, names: Iterable[str]) -> Path | None:
-    # A dangling link counts: whoever reads it says that the content is not there.
+    # A dangling link counts: its content is to be fetched, not done without.
     paths = (folder / name for name in names)
     return next((path for path in paths if path.exists() or path.is_symlink()), None)
+
+
+def _absent(path: Path) -> InputMissingError:
+    """Return the error for a file that the index or the folder lists but that is not there."""
+    if path.is_symlink():
+        return InputMissingError(f"{path}: not downloaded: datalad get {path}")
+    return InputMissingError(f"{path}: no longer there: remove the index in --bids-database-dir")
 
 
 def _repetition_time(candidate: Candidate) -> float | None:
     """Return RepetitionTime from the sidecars, the nearest and most specific first."""
     for path in _sidecars(candidate):
-        try:
-            document = json.loads(path.read_text("utf-8"))
-            value = document.get("RepetitionTime")
-        except (OSError, ValueError, AttributeError) as error:
-            raise BadDataError(f"{path}: cannot be read as JSON: {error}") from error
+        value = _read_sidecar(path).get("RepetitionTime")
         if value is None:
             continue
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise BadDataError(
-                f"{path}: RepetitionTime is {value!r}, not a number", "give it in seconds"
-            )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise BadDataError(f"{path}: RepetitionTime is {value!r}, not a number")
+        if not (math.isfinite(value) and 0 < value < LONGEST_TR):
+            raise BadDataError(f"{path}: RepetitionTime is {value!r}, but must be in seconds")
         return float(value)
     return None
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise _absent(path)
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadDataError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise BadDataError(f"{path}: is not a JSON object")
+    return document
 
 
 def _sidecars(candidate: Candidate) -> Iterator[Path]:
@@ -279,10 +376,12 @@ def _sidecars(candidate: Candidate) -> Iterator[Path]:
     entities = candidate.entities.items()
     folder, root = candidate.path.parent, candidate.derivatives.root
     while True:
+        # Hidden are the ._ files of macOS, which copy the name but not the content.
         applying = [
             path
-            for path in [*folder.glob("*_bold.json"), *folder.glob("*_bold.dtseries.json")]
-            if entities_of(path).items() <= entities
+            for path in [*folder.glob("[!.]*_bold*.json"), *folder.glob("bold*.json")]
+            if path.name.endswith(("bold.json", "bold.dtseries.json"))
+            and entities_of(path).items() <= entities
         ]
         yield from sorted(applying, key=lambda path: (-len(entities_of(path)), path.name))
         if folder == root or root not in folder.parents:

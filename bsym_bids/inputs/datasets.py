@@ -6,7 +6,8 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from bsym_bids.inputs.records import Derivatives
 
 LOGGER = logging.getLogger("bsym_bids")
 _LOOK_AT = 20  # participants that are looked into before a folder is said to hold no series
+_LABEL = re.compile(r"[a-zA-Z0-9+]+")
+# What fMRIPrep alone writes: XCP-D and others name their series desc-denoised and the like.
+_SERIES = re.compile(
+    r"_desc-preproc_bold\.nii(\.gz)?$|_den-[a-zA-Z0-9]+(_desc-preproc)?_bold\.dtseries\.nii$"
+)
 
 
 def check_bids(bids_dir: Path, skip_validation: bool) -> None:
@@ -62,8 +68,9 @@ def find_derivatives(
     Returns
     -------
     tuple of Derivatives
-        Those named; else those under ``bids_dir/derivatives`` that fMRIPrep says to have made, or
-        that look like it; and ``bids_dir`` itself when it is one.
+        Those named; else ``bids_dir`` itself when it is one, and those under
+        ``bids_dir/derivatives`` that fMRIPrep says to have made, or that look like it. Roots are
+        absolute, names differ.
 
     Raises
     ------
@@ -74,43 +81,66 @@ def find_derivatives(
         for name, path in named.items():
             if not path.is_dir():
                 raise InputMissingError(f"--derivatives {name}={path}: no such folder")
-        return tuple(Derivatives(_uri_name(name), path) for name, path in named.items())
+        return _with_names(named.items())
     looked_at = [bids_dir, *_candidates(bids_dir / "derivatives")]
-    found = [path for path in looked_at if _is_fmriprep(path)]
+    found: dict[Path, Path] = {}
+    for path in filter(_is_fmriprep, looked_at):
+        found.setdefault(path.resolve(), path)  # links may lead to the same dataset twice
     if not found:
         listed = ", ".join(map(str, looked_at))
         raise InputMissingError(
             f"{bids_dir}: no fMRIPrep derivatives found (looked at {listed})",
             "name them: --derivatives fmriprep=PATH",
         )
-    return tuple(Derivatives(_uri_name(path.resolve().name), path) for path in found)
+    return _with_names(_folder_names(found.values()))
+
+
+def _folder_names(paths: Iterable[Path]) -> list[tuple[str, Path]]:
+    """Name datasets after their folders; those whose folders share a name, also the one above."""
+    # A path such as ".." has no name of its own.
+    named = [path if path.name not in ("", "..") else path.resolve() for path in paths]
+    count = Counter(path.name for path in named)
+    return [
+        (path.name if count[path.name] == 1 else f"{path.parent.name}-{path.name}", path)
+        for path in named
+    ]
+
+
+def _with_names(named: Iterable[tuple[str, Path]]) -> tuple[Derivatives, ...]:
+    """Make the records, with names that BIDS URIs may hold and that no two datasets share."""
+    datasets: dict[str, Derivatives] = {}
+    for wanted, path in named:
+        plain = re.sub(r"[^A-Za-z0-9._-]", "_", wanted) or "derivatives"
+        numbered = (f"{plain}-{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([plain], numbered) if name not in datasets)
+        datasets[name] = Derivatives(name, path.absolute())
+    return tuple(datasets.values())
 
 
 def _candidates(folder: Path) -> list[Path]:
     """Return the folders below ``derivatives``, and those one level further down."""
-    if not folder.is_dir():
-        return []
-    direct = sorted(
-        p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "sub-"))
-    )
+    direct = _folders(folder)
     nested = [
-        inner
-        for outer in direct
-        if not _has_participants(outer)
-        for inner in sorted(outer.iterdir())
-        if inner.is_dir()
+        inner for outer in direct if not _has_participants(outer) for inner in _folders(outer)
     ]
     return direct + nested
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return what may be datasets in a folder; none when it cannot be looked into."""
+    found = (path for path in folder.glob("*") if not path.name.startswith((".", "sub-")))
+    return sorted(path for path in found if path.is_dir())
 
 
 def _is_fmriprep(folder: Path) -> bool:
     """Tell whether a folder holds what fMRIPrep writes, by its own word or by its files."""
     names = [name.lower() for name in _generators(folder / "dataset_description.json")]
-    if any("fmriprep" in name for name in names):
+    # Programs that work on fMRIPrep's outputs keep its entry and put their own before it.
+    if names and "fmriprep" in names[0]:
         return True
     if "bsym-bids" in names:
         return False
-    return any(_looks_like_series(path) for path in _some_files(folder))
+    return any(_SERIES.search(path.name) for path in bold_files(folder, _LOOK_AT))
 
 
 def _generators(description: Path) -> list[str]:
@@ -134,22 +164,32 @@ def _has_participants(folder: Path) -> bool:
     return any(folder.glob("sub-*"))
 
 
-def _some_files(folder: Path) -> Iterator[Path]:
-    participants = (path for path in folder.glob("sub-*") if path.is_dir())
-    for participant in itertools.islice(participants, _LOOK_AT):
-        yield from participant.glob("func/*_bold.*")
-        yield from participant.glob("ses-*/func/*_bold.*")
+def bold_files(folder: Path, participants: int | None = None) -> Iterator[Path]:
+    """Yield what may be BOLD series by name and place, without an index.
 
-
-def _looks_like_series(path: Path) -> bool:
-    return bool(re.search(r"_desc-preproc_bold\.nii(\.gz)?$|_bold\.dtseries\.nii$", path.name))
-
-
-def _uri_name(name: str) -> str:
-    """Return a name that BIDS URIs may hold."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", name) or "derivatives"
+    Parameters
+    ----------
+    folder : Path
+        Root of a dataset.
+    participants : int, optional
+        Look into so many participants only.
+    """
+    people = sorted(path for path in folder.glob("sub-*") if path.is_dir())
+    for participant in people[:participants]:
+        yield from participant.glob("func/sub-*_bold.*")
+        yield from participant.glob("ses-*/func/sub-*_bold.*")
 
 
 def participants_of(folder: Path) -> set[str]:
     """Return the labels of the participant folders of a dataset."""
-    return {p.name.removeprefix("sub-") for p in folder.glob("sub-*") if p.is_dir()}
+    return {p.name.removeprefix("sub-") for p in folder.glob("sub-*") if _is_participant(p)}
+
+
+def odd_participants(folder: Path) -> list[Path]:
+    """Return the folders that are no participant's although they begin like one: ``sub-01_old``."""
+    return sorted(p for p in folder.glob("sub-*") if p.is_dir() and not _is_participant(p))
+
+
+def _is_participant(folder: Path) -> bool:
+    label = folder.name.removeprefix("sub-")
+    return folder.is_dir() and _LABEL.fullmatch(label) is not None

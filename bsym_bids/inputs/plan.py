@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bsym_bids.config import DEFAULT_SPACES
-from bsym_bids.errors import BsymError, NothingSelectedError
+from bsym_bids.errors import BadDataError, BsymError, InputMissingError, NothingSelectedError
 from bsym_bids.inputs.bold import (
     SUPPORTED_SPACES,
     Candidate,
     check_spaces,
     choose,
     complete,
+    describe_form,
+    entities_of,
     find_candidates,
 )
-from bsym_bids.inputs.datasets import check_bids, find_derivatives, participants_of
+from bsym_bids.inputs.datasets import (
+    bold_files,
+    check_bids,
+    find_derivatives,
+    odd_participants,
+    participants_of,
+)
 from bsym_bids.inputs.records import BoldRun, Derivatives, Participant, Plan, Skipped
 from bsym_bids.inputs.selection import Selection, unknown_label
+
+_SHOWN = 3  # reasons in the message that nothing is left
+_HCP = "*_Atlas*.dtseries.nii"
 
 
 def plan_inputs(
@@ -49,7 +61,8 @@ def plan_inputs(
     Returns
     -------
     Plan
-        When two derivative datasets have the same run, the first one's is taken.
+        When several derivative datasets have the same run, it is taken from the first one in which
+        it can be used.
 
     Raises
     ------
@@ -61,35 +74,83 @@ def plan_inputs(
     check_bids(bids_dir, skip_bids_validation)
     datasets = find_derivatives(bids_dir, derivatives)
     with_derivatives = set().union(*(participants_of(d.root) for d in datasets))
+    if not with_derivatives:
+        raise InputMissingError(
+            f"no folder of a participant in {', '.join(str(d.root) for d in datasets)}",
+            "name the folder that has sub-<label> in it: --derivatives fmriprep=PATH",
+        )
     raw = participants_of(bids_dir)
     labels = _wanted_participants(selection, with_derivatives, raw)
-    skipped = [
-        Skipped(bids_dir / f"sub-{label}", "no fMRIPrep derivatives for this participant")
-        for label in sorted(raw - with_derivatives)
-        if not selection.participants
-    ]
+    skipped = [] if selection.participants else _not_looked_into(bids_dir, datasets)
     candidates = _candidates(datasets, labels & with_derivatives, selection, database_dir)
-    selection.check_known(c.entities for c in candidates)
+    _check_labels(selection, candidates, datasets)
+    by_label: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        by_label[candidate.label].append(candidate)
     participants = []
     for label in sorted(labels):
-        if label not in with_derivatives:
-            problem = f"sub-{label}: no fMRIPrep derivatives for this participant"
-            participants.append(Participant(label, (), (problem,)))
-            continue
-        own = [c for c in candidates if c.entities.get("sub") == label]
+        own = by_label[label]
         participant, unused = _participant(label, own, selection, spaces)
         skipped += unused
-        if participant.bold_runs or participant.problems:
-            participants.append(participant)
-        else:
-            where = next(d.root for d in datasets if (d.root / f"sub-{label}").is_dir())
-            skipped.append(Skipped(where / f"sub-{label}", "no BOLD series that is asked for"))
+        if not participant.bold_runs and not participant.problems:
+            reason = _why_nothing(label, datasets)
+            named = label in selection.participants and not selection.filters
+            if label in with_derivatives and (own or not named):
+                skipped.append(reason)
+                continue
+            participant = Participant(
+                label, (), (InputMissingError(f"{reason.path}: {reason.reason}"),)
+            )
+        participants.append(participant)
     if not participants:
+        reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped[:_SHOWN])
         raise NothingSelectedError(
             f"{bids_dir}: nothing to process is left after all labels and filters",
-            "see what there is with --dry-run and fewer filters",
+            f"why, for example: {reasons}",
         )
     return Plan(bids_dir, datasets, tuple(participants), tuple(skipped))
+
+
+def _not_looked_into(bids_dir: Path, datasets: Sequence[Derivatives]) -> list[Skipped]:
+    """List the folders of participants that have no derivatives, or no label."""
+    with_derivatives = set().union(*(participants_of(d.root) for d in datasets))
+    odd = [
+        Skipped(path, "not a label of BIDS: letters and digits only")
+        for dataset in datasets
+        for path in odd_participants(dataset.root)
+    ]
+    return odd + [
+        Skipped(bids_dir / f"sub-{label}", "no fMRIPrep derivatives for this participant")
+        for label in sorted(participants_of(bids_dir) - with_derivatives)
+    ]
+
+
+def _check_labels(
+    selection: Selection, candidates: Sequence[Candidate], datasets: Sequence[Derivatives]
+) -> None:
+    """Complain about labels that nobody has, also not among those who are not selected."""
+    try:
+        selection.check_known(c.entities for c in candidates)
+    except NothingSelectedError:
+        # A session or task that only others have is no typing mistake.
+        files = itertools.chain.from_iterable(bold_files(d.root) for d in datasets)
+        selection.check_known(entities_of(path) for path in files)
+
+
+def _why_nothing(label: str, datasets: Sequence[Derivatives]) -> Skipped:
+    """Say why a participant has nothing to process, not even a problem."""
+    folders = [d.root / f"sub-{label}" for d in datasets if (d.root / f"sub-{label}").is_dir()]
+    if not folders:
+        return Skipped(Path(f"sub-{label}"), "no fMRIPrep derivatives for this participant")
+    for folder in folders:
+        for pattern in (f"func/{_HCP}", f"ses-*/func/{_HCP}"):
+            for path in sorted(folder.glob(pattern)):
+                return Skipped(
+                    path,
+                    "named by the HCP pipelines; fMRIPrep's names are read: "
+                    "sub-<label>_task-<name>_space-fsLR_den-91k_bold.dtseries.nii",
+                )
+    return Skipped(folders[0], "no BOLD series that is asked for")
 
 
 def _wanted_participants(
@@ -121,47 +182,70 @@ def _participant(
 ) -> tuple[Participant, list[Skipped]]:
     """Decide about every file of one participant."""
     runs: list[BoldRun] = []
-    problems: list[str] = []
+    problems: list[BsymError] = []
     skipped: list[Skipped] = []
     by_run: dict[tuple[tuple[str, str], ...], list[Candidate]] = defaultdict(list)
     for candidate in candidates:
-        if selection.takes(candidate.entities):
-            by_run[tuple(candidate.run_entities.items())].append(candidate)
-        else:
+        if not candidate.is_in_place:
+            skipped.append(Skipped(candidate.path, "not in the folder that its name belongs in"))
+        elif not selection.takes(candidate.entities):
             skipped.append(Skipped(candidate.path, "not selected by session, task or run"))
-    for forms in by_run.values():
-        first = forms[0].derivatives
-        others = [c for c in forms if c.derivatives != first]
+        elif not candidate.is_well_named:
+            problems.append(
+                BadDataError(f"{candidate.path}: its name is not one of BIDS", "rename it")
+            )
+        else:
+            by_run[tuple(candidate.run_entities.items())].append(candidate)
+    for key, forms in by_run.items():
+        own, others = _by_dataset(forms, spaces)
+        name = own[0].derivatives.name
         skipped += [
-            Skipped(c.path, f"the same run is taken from derivatives {first.name}") for c in others
+            Skipped(c.path, f"the same run is taken from derivatives {name}") for c in others
         ]
-        _decide([c for c in forms if c.derivatives == first], spaces, runs, problems, skipped)
+        combined = tuple(item for item in key if item[0] != "echo")
+        if choose(own, spaces) is None and combined != key and combined in by_run:
+            # fMRIPrep's --me-output-echos, in the scanner's space only
+            skipped += [Skipped(c.path, "one echo of a run that is there combined") for c in own]
+        else:
+            _decide(own, spaces, runs, problems, skipped)
     return Participant(label, tuple(runs), tuple(problems)), skipped
+
+
+def _by_dataset(
+    forms: Sequence[Candidate], spaces: Sequence[str]
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Split the files of a run: of the first dataset in which it can be used, and of others."""
+    of: dict[Derivatives, list[Candidate]] = defaultdict(list)
+    for candidate in forms:
+        of[candidate.derivatives].append(candidate)
+    first = next((own for own in of.values() if choose(own, spaces)), next(iter(of.values())))
+    return first, [candidate for candidate in forms if candidate not in first]
 
 
 def _decide(
     forms: Sequence[Candidate],
     spaces: Sequence[str],
     runs: list[BoldRun],
-    problems: list[str],
+    problems: list[BsymError],
     skipped: list[Skipped],
 ) -> None:
     """Take one form of a run, and say why not the others, or why none."""
     chosen = choose(forms, spaces)
     skipped += [Skipped(c.path, _why_not(c, chosen, spaces)) for c in forms if c is not chosen]
     if chosen is None:
-        found = ", ".join(sorted({c.space or "native" for c in forms}))
+        found = ", ".join(sorted(map(describe_form, forms)))
         problems.append(
-            f"{_name(forms[0])}: none of its spaces can be used ({found}); wanted: "
-            f"{', '.join(spaces)}. Add one to fMRIPrep's --output-spaces"
+            InputMissingError(
+                f"{_name(forms[0])}: none of its spaces can be used ({found}); wanted: "
+                + ", ".join(spaces),
+                "add one to fMRIPrep's --output-spaces",
+            )
         )
-    elif not chosen.is_downloaded:
-        problems.append(f"{chosen.path}: not downloaded: datalad get {chosen.path.name}")
     else:
         try:
             runs.append(complete(chosen))
         except BsymError as error:
-            problems.append(str(error))
+            problems.append(error)
 
 
 def _name(candidate: Candidate) -> str:

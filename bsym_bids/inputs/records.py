@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from bsym_bids.errors import BsymError
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ class BoldRun:
     repetition_time: float | None = None
 
     @property
+    def confounds_json(self) -> Path | None:
+        """What describes the confounds, if it is there: older tables need it for CompCor."""
+        path = self.confounds and self.confounds.with_suffix(".json")
+        return path if path and os.path.isfile(path) else None
+
+    @property
     def label(self) -> str:
         """What the run is called in messages and tables."""
         parts = [f"{key}-{value}" for key, value in self.entities.items()]
@@ -78,13 +87,13 @@ class Participant:
         Label without ``sub-``.
     bold_runs : tuple of BoldRun
         Runs to process.
-    problems : tuple of str
+    problems : tuple of BsymError
         What should have been processed but cannot be, and why.
     """
 
     label: str
     bold_runs: tuple[BoldRun, ...]
-    problems: tuple[str, ...] = ()
+    problems: tuple[BsymError, ...] = ()
 
 
 @dataclass(frozen=True)

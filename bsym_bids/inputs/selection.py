@@ -37,7 +37,8 @@ class Selection:
         """Tell whether a run with these entities is wanted."""
         wanted = (("ses", self.sessions), ("task", self.tasks), ("run", self.runs))
         return all(
-            not labels or _plain(entities.get(key)) in map(_plain, labels) for key, labels in wanted
+            not labels or _plain(key, entities.get(key)) in {_plain(key, label) for label in labels}
+            for key, labels in wanted
         )
 
     def check_known(self, runs: Iterable[Mapping[str, str]]) -> None:
@@ -60,7 +61,7 @@ class Selection:
         )
         for flag, key, labels in flags:
             for label in labels:
-                if _plain(label) not in map(_plain, known[key]):
+                if _plain(key, label) not in {_plain(key, other) for other in known[key]}:
                     raise unknown_label(flag, label, known[key])
 
 
@@ -72,9 +73,9 @@ def unknown_label(flag: str, label: str, known: Iterable[str]) -> NothingSelecte
     return NothingSelectedError(f"{flag} {label}: not found", hint)
 
 
-def _plain(label: str | None) -> str | None:
-    """Return a label without leading zeros when it is a number: run 1 is run 01."""
-    return str(int(label)) if label is not None and label.isdigit() else label
+def _plain(key: str, label: str | None) -> str | None:
+    """Return a label as it is compared: runs are numbers, 1 is 01; sessions and tasks are names."""
+    return str(int(label)) if key == "run" and label and label.isdecimal() else label
 
 
 def read_filter_file(path: Path) -> dict[str, Any]:
@@ -106,10 +107,17 @@ def read_filter_file(path: Path) -> dict[str, Any]:
             raise UsageError(
                 f"{path}: unknown query {query!r}", f"known: {', '.join(_QUERIES)}; {hint}"
             )
-    return {key: _query(value) for key, value in document.get("bold", {}).items()}
+    filters = document.get("bold", {})
+    if "subject" in filters:
+        raise UsageError(f"{path}: filters by subject", "choose them with --participant-label")
+    try:
+        return {key: _query(value) for key, value in filters.items()}
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}", hint) from error
 
 
 def _query(value: Any) -> Any:
+    """Return a value of a filter as PyBIDS takes it; raise ValueError when it is none."""
     from bids.layout import Query
 
     if isinstance(value, list):
@@ -118,6 +126,11 @@ def _query(value: Any) -> Any:
         return Query.NONE
     if value == "*":
         return Query.ANY
+    if isinstance(value, dict):
+        raise ValueError(f"{value!r} is no value of a filter")
     if isinstance(value, str) and value.startswith("Query."):
-        return getattr(Query, value.removeprefix("Query."), value)
+        name = value.removeprefix("Query.")
+        if name not in Query.__members__:
+            raise ValueError(f"unknown query {value!r}")
+        return Query[name]
     return value
