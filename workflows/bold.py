@@ -61,6 +61,8 @@ def init_bold_run_wf(*, job: RunJob, threads: int = 1) -> Workflow:
     )
     if run.confounds is not None:
         clean.inputs.confounds_file = str(run.confounds)
+    if run.confounds_json is not None:
+        clean.inputs.confounds_json = str(run.confounds_json)
     workflow.connect(parcellate, "parcellation", clean, "parcellation")
     if "timeseries" in to_do:
         # A writing node always runs: its outputs lie outside the work directory, where the cache
@@ -106,7 +108,7 @@ def _connect_model(workflow: Workflow, job: RunJob, clean: Node, threads: int) -
         ScoreReconstruction(**model), name="reconstruct", n_procs=threads, mem_gb=_MODEL_GB
     )
     write = Node(
-        WriteEmbedding(job=job, threads=threads),
+        WriteEmbedding(job=job),
         name="write_embedding",
         overwrite=True,
         mem_gb=_SMALL_GB,

@@ -35,8 +35,9 @@ def censor(
         return censored
     if framewise_displacement is None:
         raise BadDataError(
-            "censoring by motion needs framewise_displacement, which the confounds do not have",
-            hint="leave --fd-threshold out, or use confounds with that column",
+            "censoring by motion needs framewise_displacement, which the confounds lack or have "
+            "gaps in",
+            hint="leave --fd-threshold out, or use confounds with that column complete",
         )
     return censored | (framewise_displacement > threshold)
 

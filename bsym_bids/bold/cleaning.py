@@ -1,7 +1,9 @@
 """The cleaning of one run: from ROI series to clean series.
 
 Regression, filtering and interpolation in time are linear and the same for every voxel, so they
-commute with the mean over an ROI's voxels. They are done on the 450 series, not on the images.
+commute with the mean over an ROI's voxels. They are done on the 450 series, not on the images. With
+a principal component instead of the mean they don't commute: it is the component of uncleaned
+voxels that is cleaned.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from bsym_bids.bold.censoring import censor
 from bsym_bids.bold.confounds import Confounds, read_confounds
 from bsym_bids.bold.denoising import denoise
 from bsym_bids.bold.nuisance import NuisanceStrategy
+from bsym_bids.bold.volumes import LONGEST_TR
 from bsym_bids.errors import BadDataError, BsymError
 
 
@@ -95,11 +98,7 @@ def clean_run(
     low_pass = strategy.low_pass if low_pass is None else low_pass
     confounds = read_confounds(confounds_file, strategy, len(timeseries))
     with naming(source):
-        if not repetition_time > 0:
-            raise BadDataError(
-                f"the repetition time is {repetition_time:g} s",
-                hint="write RepetitionTime in seconds into the sidecar of the images",
-            )
+        _check_repetition_time(repetition_time)
         censored = censor(
             confounds.framewise_displacement, fd_threshold, confounds.non_steady_state
         )
@@ -113,7 +112,8 @@ def clean_run(
             filter=strategy.filter,
             detrend=strategy.detrend,
         )
-    lost = np.isfinite(timeseries).all(axis=0) & np.isnan(denoised.timeseries).all(axis=0)
+    given = np.isfinite(timeseries[~censored]).all(axis=0)
+    lost = given & np.isnan(denoised.timeseries).all(axis=0)
     return CleanedRun(
         timeseries=denoised.timeseries,
         censored=censored,
@@ -137,6 +137,15 @@ def naming(source: str | Path) -> Iterator[None]:
         if not str(source):
             raise
         raise type(error)(f"{source}: {error}", error.hint) from error
+
+
+def _check_repetition_time(seconds: float) -> None:
+    if not 0 < seconds <= LONGEST_TR:
+        said = f"is {seconds:g} s" if seconds else "is 0 or absent in sidecar and header"
+        raise BadDataError(
+            f"the repetition time {said}",
+            hint="write RepetitionTime in seconds into the sidecar of the images",
+        )
 
 
 def _notes(confounds: Confounds, censored: NDArray[np.bool_]) -> list[str]:

@@ -40,13 +40,21 @@ def first_component(voxels: NDArray[np.float64], mean: NDArray[np.float64]) -> N
     voxels = voxels - voxels.mean(axis=1, keepdims=True)
     # Of the two Gram matrices the smaller one has all that is needed.
     if len(voxels) <= voxels.shape[1]:
-        weights = np.linalg.eigh(voxels @ voxels.T)[1][:, -1]
-        scores = weights @ voxels
+        scores = _leading(voxels @ voxels.T)[1] @ voxels
     else:
-        values, vectors = np.linalg.eigh(voxels.T @ voxels)
-        scores = vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
+        value, vector = _leading(voxels.T @ voxels)
+        scores = vector * np.sqrt(max(value, 0.0))
     sign = np.sign(scores @ (mean - np.nanmean(mean))) or 1.0
     return sign * scores / np.sqrt(len(voxels))
+
+
+def _leading(gram: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """Return the largest eigenvalue of a symmetric matrix and its vector."""
+    from scipy import linalg  # here, since means go without it and it takes long to import
+
+    last = len(gram) - 1
+    values, vectors = linalg.eigh(gram, subset_by_index=[last, last], check_finite=False)
+    return float(values[0]), vectors[:, 0]
 
 
 class Spill:

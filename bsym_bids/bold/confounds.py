@@ -105,7 +105,7 @@ def read_confounds(
     return Confounds(
         values=np.column_stack([*columns.values()]) if columns else np.empty((n_volumes, 0)),
         names=tuple(columns),
-        framewise_displacement=_framewise_displacement(table),
+        framewise_displacement=_framewise_displacement(table, notes),
         non_steady_state=_non_steady_state(table),
         notes=tuple(notes),
     )
@@ -300,8 +300,15 @@ def _without_constants(
     return {name: values for name, values in columns.items() if name not in constant}
 
 
-def _framewise_displacement(table: _Table) -> NDArray[np.float64] | None:
-    return table.numbers(_FD, [], first=0.0) if _FD in table.cells else None
+def _framewise_displacement(table: _Table, notes: list[str]) -> NDArray[np.float64] | None:
+    """Return the column if it is complete: only censoring needs it, and asks for it then."""
+    if _FD not in table.cells:
+        return None
+    try:
+        return table.numbers(_FD, [], first=0.0)
+    except BadDataError as error:
+        notes.append(f"{_FD} cannot be used: {error}")
+        return None
 
 
 def _non_steady_state(table: _Table) -> NDArray[np.bool_]:

@@ -54,9 +54,11 @@ def denoise(
 ) -> Denoised:
     """Regress confounds out, filter and censor.
 
-    At kept frames the result is that of ``nilearn.signal.clean(standardize=None)``. Columns with
-    anything but numbers in them are unmeasured: they come back as NaN and touch no other. So does a
-    column of which regression and filter leave nothing but rounding.
+    At kept frames the result is that of ``nilearn.signal.clean(standardize=None)``, but for one
+    thing: without a Butterworth filter the linear trend runs along the time of the frames, and not
+    along the list of those that are kept. Columns with anything but numbers at kept frames are
+    unmeasured: they come back as NaN and touch no other. So does a column of which regression and
+    filter leave nothing but rounding.
 
     Parameters
     ----------
@@ -95,7 +97,7 @@ def denoise(
     n_volumes = len(timeseries)
     kept = np.ones(n_volumes, dtype=bool) if censored is None else ~censored
     confounds = np.empty((n_volumes, 0)) if confounds is None else confounds
-    measured = np.isfinite(timeseries).all(axis=0)
+    measured = np.isfinite(timeseries[kept]).all(axis=0)
     _check_enough(measured, kept)
     series = np.asarray(timeseries[:, measured], dtype=np.float64)
     if filter == "butterworth" and (high_pass or low_pass):

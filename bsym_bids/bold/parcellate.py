@@ -47,6 +47,8 @@ class Parcellation:
         Voxels in ROI and mask that hold data, divided by ``n_voxels_expected``.
     repetition_time : float or None
         In seconds; None when neither argument nor header tells.
+    header_repetition_time : float or None
+        What the header of the image says.
     space : str
         Space of the series.
     space_source : str
@@ -62,6 +64,7 @@ class Parcellation:
     timeseries: NDArray[np.float64]
     coverage: NDArray[np.float64]
     repetition_time: float | None
+    header_repetition_time: float | None
     space: str
     space_source: str
     method: str
@@ -178,6 +181,7 @@ def _volumes(
         timeseries=timeseries,
         coverage=_ratio(with_data, expected),
         repetition_time=series.repetition_time,
+        header_repetition_time=series.repetition_time,
         space=space,
         space_source=space_source,
         method=method,
@@ -258,6 +262,7 @@ def _grayordinates(path: Path, image: nib.Cifti2Image, method: str) -> Parcellat
         timeseries=timeseries,
         coverage=_ratio(data, expected),
         repetition_time=_series_step(axes[0]),
+        header_repetition_time=_series_step(axes[0]),
         space=CIFTI_SPACE,
         space_source="grid",
         method=method,

@@ -21,7 +21,7 @@ from bsym_bids.bold.volumes import (
 )
 from bsym_bids.errors import BadDataError
 
-_PIECE = 1 << 20  # numbers of a CIFTI series that are read at a time
+_PIECE = 1 << 18  # numbers of a CIFTI series that are read at a time
 
 
 @dataclass(frozen=True, eq=False)

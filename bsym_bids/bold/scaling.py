@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from bsym_bids.errors import BadDataError, UsageError
 
-# A spread below these shares of the largest deviation, or of the location, is no spread.
-_TINY_SPREAD = 1e-6
+# A spread below these shares of the largest deviation, or of the location, is no spread. BOLD with
+# strong motion spikes reaches 20 interquartile ranges; one ROI at thousands would drown the others.
+_TINY_SPREAD = 1e-2
 _ROUNDING = 1e-10
 
 
@@ -30,7 +31,8 @@ def scale(
     Returns
     -------
     ndarray, shape (T, N)
-        An ROI without spread, which cannot be scaled, is NaN: missing.
+        An ROI without spread, or with values further than 100 times the spread from the centre,
+        cannot be scaled and is NaN: missing.
     """
     if method == "none":
         return timeseries

@@ -26,8 +26,8 @@ _READ_BYTES = 1 << 18
 _BUFFERS = 3  # one being filled, one being worked on, one between them
 _TIME_UNITS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 _COPY_AGAIN = "the file is damaged or incomplete: copy or make it again"
-
-
+#: Seconds; a longer repetition time was written in milliseconds.
+LONGEST_TR = 100.0
 #: What reading a damaged image can raise.
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, isal_zlib.error)
 

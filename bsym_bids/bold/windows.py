@@ -31,8 +31,8 @@ class Windows:
         ROIs that were not measured.
     onsets : ndarray of int, shape (W,)
         First frame of each window.
-    censored_share : ndarray, shape (W,)
-        Share of each window's frames that is interpolated.
+    censored : ndarray of bool, shape (W, length)
+        Frames that are interpolated.
     repetition_time : float
         Of the frames, in seconds.
     n_left_out : int
@@ -44,7 +44,7 @@ class Windows:
     data: NDArray[np.float32]
     missing: NDArray[np.bool_]
     onsets: NDArray[np.int64]
-    censored_share: NDArray[np.float64]
+    censored: NDArray[np.bool_]
     repetition_time: float
     n_left_out: int = 0
     notes: tuple[str, ...] = ()
@@ -53,6 +53,11 @@ class Windows:
     def onset_seconds(self) -> NDArray[np.float64]:
         """Start of each window after the first frame of the run, in seconds."""
         return self.onsets * self.repetition_time
+
+    @property
+    def censored_share(self) -> NDArray[np.float64]:
+        """Share of each window's frames that is interpolated."""
+        return self.censored.mean(axis=1)
 
 
 def windows_for_model(
@@ -146,7 +151,8 @@ def make_windows(
     if missing.all():
         raise BadDataError("no ROI is measured, or none varies")
     starts = _starts(n_frames, length, step)
-    shares = np.array([censored[start : start + length].mean() for start in starts])
+    marked = np.stack([censored[start : start + length] for start in starts])
+    shares = marked.mean(axis=1)
     usable = shares <= max_censored_share
     if not usable.any():
         raise BadDataError(
@@ -160,7 +166,7 @@ def make_windows(
         data=np.stack([filled[start : start + length].T for start in onsets]),
         missing=missing,
         onsets=onsets,
-        censored_share=shares[usable],
+        censored=marked[usable],
         repetition_time=repetition_time,
         n_left_out=int((~usable).sum()),
     )

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces.base import Bunch, SimpleInterface
+from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, SimpleInterface, traits
 
+from bsym_bids import __version__
 from bsym_bids.errors import BsymError, OutputIOError
+from bsym_bids.outputs.publish import DEVICE_ERRORS
 
 #: Written into a node's folder when it fails for a reason that can be explained.
 FAILURE_RECORD = "failure.json"
+
+
+class PlainInputSpec(BaseInterfaceInputSpec):
+    """Inputs that every interface has."""
+
+    version = traits.Str(
+        __version__, usedefault=True, desc="of bsym-bids: another one computes everything anew"
+    )
 
 
 class PlainInterface(SimpleInterface):
@@ -32,11 +41,11 @@ class PlainInterface(SimpleInterface):
         try:
             self._results.update(self._call(folder))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in DEVICE_ERRORS:
                 raise
             full = OutputIOError(
                 f"{folder}: {error.strerror}",
-                hint="make space under the work directory, then run the same command again",
+                hint="see to the disk of the work directory, then run the same command again",
             )
             _record(folder, full)
             raise full from error

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
+from nipype.interfaces.base import File, TraitedSpec, isdefined, traits
 
-from bsym_bids.interfaces.base import PlainInterface
+from bsym_bids.interfaces.base import PlainInputSpec, PlainInterface
 from bsym_bids.interfaces.files import load_record, save_record
 
 
-class _ParcellateInputSpec(BaseInterfaceInputSpec):
-    bold_file = File(exists=True, mandatory=True, desc="preprocessed series, volumes or CIFTI")
-    mask_file = File(exists=True, desc="brain mask")
+class _ParcellateInputSpec(PlainInputSpec):
+    # Files of the dataset need not exist: who reads one that is gone explains it, where a trait
+    # would end the making of everybody's graph.
+    bold_file = File(mandatory=True, desc="preprocessed series, volumes or CIFTI")
+    mask_file = File(desc="brain mask")
     space = traits.Str(desc="space of the series")
     repetition_time = traits.Float(desc="from the sidecar, in seconds; else the header's is used")
     method = traits.Enum("mean", "pca", usedefault=True, desc="summary of an ROI's voxels")
@@ -44,9 +46,10 @@ class ParcellateBold(PlainInterface):
         return {"parcellation": save_record(parcellation, folder / "parcellation.npz")}
 
 
-class _CleanInputSpec(BaseInterfaceInputSpec):
+class _CleanInputSpec(PlainInputSpec):
     parcellation = File(exists=True, mandatory=True, desc="time series and coverage")
-    confounds_file = File(exists=True, desc="confounds table of fMRIPrep")
+    confounds_file = File(desc="confounds table of fMRIPrep")
+    confounds_json = File(desc="its description, read beside it: here so that changes are seen")
     bold_file = traits.Str(mandatory=True, desc="source file, named in errors")
     strategy = traits.Any(mandatory=True, desc="nuisance strategy")
     high_pass = traits.Float(mandatory=True, desc="cut-off in Hz, 0 for none")
@@ -84,7 +87,7 @@ class CleanBold(PlainInterface):
         return {"cleaned": save_record(cleaned, folder / "cleaned.npz")}
 
 
-class _WriteInputSpec(BaseInterfaceInputSpec):
+class _WriteInputSpec(PlainInputSpec):
     job = traits.Any(mandatory=True, desc="the run with its settings and output names")
     parcellation = File(exists=True, mandatory=True, desc="time series and coverage")
     cleaned = File(exists=True, mandatory=True, desc="cleaned run")

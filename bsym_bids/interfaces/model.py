@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
+from nipype.interfaces.base import File, TraitedSpec, traits
 
-from bsym_bids.interfaces.base import PlainInterface
+from bsym_bids.interfaces.base import PlainInputSpec, PlainInterface
 from bsym_bids.interfaces.files import load_record, save_record
 
 
-class _ModelInputSpec(BaseInterfaceInputSpec):
+class _ModelInputSpec(PlainInputSpec):
     release = traits.Any(mandatory=True, desc="the model release")
     seed = traits.Int(0, usedefault=True, desc="seed of random weights, folds and permutations")
     threads = traits.Int(1, usedefault=True, nohash=True, desc="threads of torch")
@@ -82,14 +82,18 @@ class ScoreReconstruction(PlainInterface):
         windows = load_record(Windows, inputs.windows)
         model = load_model(inputs.release, seed=inputs.seed)
         quality = reconstruction_quality(
-            model, windows.data, windows.missing, seed=inputs.seed, threads=inputs.threads
+            model,
+            windows.data,
+            windows.missing,
+            seed=inputs.seed,
+            censored=windows.censored,
+            threads=inputs.threads,
         )
         return {"reconstruction": save_record(quality, folder / "reconstruction.npz")}
 
 
-class _WriteInputSpec(BaseInterfaceInputSpec):
+class _WriteInputSpec(PlainInputSpec):
     job = traits.Any(mandatory=True, desc="the run with its settings and output names")
-    threads = traits.Int(1, usedefault=True, desc="threads that were used")
     cleaned = File(exists=True, mandatory=True, desc="cleaned run")
     windows = File(exists=True, mandatory=True, desc="windows that the model saw")
     embedding = File(exists=True, mandatory=True, desc="embeddings and attention")
@@ -121,6 +125,5 @@ class WriteEmbedding(PlainInterface):
             load_record(Windows, inputs.windows),
             load_record(FunctionalEmbedding, inputs.embedding),
             load_record(ReconstructionQuality, inputs.reconstruction),
-            threads=inputs.threads,
         )
         return {"out_files": [str(path) for path in written]}

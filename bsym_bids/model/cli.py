@@ -6,24 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from bsym_bids import __version__
-from bsym_bids.cli import report
-from bsym_bids.errors import BsymError, InputMissingError, UsageError
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that leaves with the exit code for wrong usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(UsageError.exit_code, f"{self.prog}: error: {message}\n")
+from bsym_bids.cli import Parser, report
+from bsym_bids.errors import BsymError, InputMissingError
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``bsym-model``."""
-    parser = _Parser(prog="bsym-model", description="Model releases of bsym-bids.")
+    parser = Parser(prog="bsym-model", description="Model releases of bsym-bids.")
     parser.add_argument("--version", action="version", version=f"bsym-model {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="the models that --model takes, and whether they are here")

@@ -40,6 +40,10 @@ class FunctionalEmbedding:
         mean over heads. Rows sum to 1.
     missing : ndarray
         (R,) bool, the ROIs that were not measured.
+    masked : ndarray
+        (R, D) float32, see `masked_embedding`; the same for everyone, so that no row is missing.
+    threads : int
+        CPU threads that it was computed with, on which the last digits hang.
     """
 
     windows: np.ndarray
@@ -48,6 +52,8 @@ class FunctionalEmbedding:
     attention_roi: np.ndarray
     attention_time: np.ndarray
     missing: np.ndarray
+    masked: np.ndarray
+    threads: int
 
 
 def embed_windows(
@@ -85,7 +91,7 @@ def embed_windows(
     missing = check_missing(windows, missing)
     embeddings, over_time = [], []
     over_roi = np.zeros((missing.size, missing.size))
-    with inference(threads):
+    with inference(threads) as used:
         for window in windows:
             output = model(fmri=window[None], roi_mask=missing[None])
             if output.functional_embedding is None:
@@ -108,6 +114,8 @@ def embed_windows(
         attention_roi=(over_roi / len(windows)).astype(np.float32),
         attention_time=attended,
         missing=missing,
+        masked=empty,
+        threads=used,
     )
 
 
@@ -128,8 +136,8 @@ def embedding_similarity(embeddings: np.ndarray, empty: np.ndarray) -> np.ndarra
     Returns
     -------
     ndarray
-        (R, R) float32, symmetric, diagonal 1; NaN for missing ROIs and for ROIs that no window
-        moves away from the fully masked input.
+        (R, R) float32, symmetric, diagonal 1; NaN for missing ROIs and for ROIs that some window
+        leaves exactly where the fully masked input has them.
     """
     total = np.zeros((embeddings.shape[1],) * 2)
     for embedding in embeddings:
@@ -187,8 +195,14 @@ def check_missing(windows: np.ndarray, missing: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def inference(threads: int | None) -> Iterator[None]:
-    """Run without gradients, on so many threads, and put torch's setting back."""
+def inference(threads: int | None) -> Iterator[int]:
+    """Run without gradients, on so many threads, and put torch's setting back.
+
+    Yields
+    ------
+    int
+        Threads in use.
+    """
     import torch  # here, so that reading and writing embeddings goes without it
 
     before = torch.get_num_threads()
@@ -196,6 +210,6 @@ def inference(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            yield
+            yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)

@@ -20,23 +20,25 @@ _SCORES = ("r2", "rho", "mae")
 
 @dataclass(frozen=True)
 class ReconstructionQuality:
-    """Scores of held-out ROIs, each (R,) float64 and averaged over windows; NaN where undefined.
+    """Scores of held-out ROIs over kept frames, each (R,) float64; NaN where undefined.
 
     Attributes
     ----------
     r2 : ndarray
-        1 - SSE / SST, SST around the ROI's own mean over the window. At most 1; 0 is what a
-        constant at that mean reaches.
+        1 - SSE / SST, each summed over windows, SST around the ROI's own mean in each window. At
+        most 1; 0 is what constants at those means reach.
     rho : ndarray
-        Pearson correlation of the series and its reconstruction.
+        Pearson correlation of the series and its reconstruction, mean over windows.
     mae : ndarray
-        Mean absolute error, in units of the scaled series.
+        Mean absolute error over all frames, in units of the scaled series.
     permuted_r2, permuted_rho, permuted_mae : ndarray
         The same when the series are presented under permuted ROI labels.
     windows : tuple of int
         Indices of the windows that were evaluated.
     n_folds : int
         Folds that the ROIs of a window were held out in.
+    threads : int
+        CPU threads that it was computed with.
     """
 
     r2: np.ndarray
@@ -47,6 +49,7 @@ class ReconstructionQuality:
     permuted_mae: np.ndarray
     windows: tuple[int, ...]
     n_folds: int
+    threads: int
 
     def network_means(self, networks: Sequence[str]) -> dict[str, dict[str, float]]:
         """Average the scores over the ROIs of each network, and over all ROIs.
@@ -80,6 +83,7 @@ def reconstruction_quality(
     windows: np.ndarray,
     missing: np.ndarray,
     seed: int,
+    censored: np.ndarray | None = None,
     n_folds: int = 7,
     max_windows: int = 4,
     threads: int | None = None,
@@ -106,6 +110,8 @@ def reconstruction_quality(
         (R,) bool. Missing ROIs are held out throughout and get no scores.
     seed : int
         Seed of folds and permutations.
+    censored : ndarray of bool, optional
+        (W, T), frames that were interpolated: the network sees them, the scores leave them out.
     n_folds : int
         At least 2.
     max_windows : int
@@ -128,19 +134,22 @@ def reconstruction_quality(
         raise BadDataError(f"n_folds is {n_folds} and max_windows {max_windows}: out of range")
     chosen = spread_evenly(len(windows), max_windows)
     rng = np.random.default_rng(seed)
+    kept = np.ones((len(windows), windows.shape[2]), bool) if censored is None else ~censored
     plain, permuted = [], []
-    with inference(threads):
-        for window in (windows[index] for index in chosen):
+    with inference(threads) as used:
+        for index in chosen:
+            window, counted = windows[index], kept[index]
             folds = np.array_split(rng.permutation(measured), n_folds)
             identity = np.arange(missing.size)
             shuffled = identity.copy()
             shuffled[measured] = rng.permutation(measured)
-            plain.append(_score(window, _reconstruct(model, window, missing, folds, identity)))
-            permuted.append(_score(window, _reconstruct(model, window, missing, folds, shuffled)))
-    r2, rho, mae = _nanmean(np.stack(plain))
-    permuted_r2, permuted_rho, permuted_mae = _nanmean(np.stack(permuted))
+            for place, scores in ((identity, plain), (shuffled, permuted)):
+                reconstructed = _reconstruct(model, window, missing, folds, place)
+                scores.append(_score(window[:, counted], reconstructed[:, counted]))
+    r2, rho, mae = _pooled(np.stack(plain))
+    permuted_r2, permuted_rho, permuted_mae = _pooled(np.stack(permuted))
     return ReconstructionQuality(
-        r2, rho, mae, permuted_r2, permuted_rho, permuted_mae, chosen, n_folds
+        r2, rho, mae, permuted_r2, permuted_rho, permuted_mae, chosen, n_folds, used
     )
 
 
@@ -189,16 +198,30 @@ def _passes(
 
 
 def _score(window: np.ndarray, reconstructed: np.ndarray) -> np.ndarray:
-    """Return R2, rho and MAE of each ROI (3, R); NaN for ROIs that are constant or missing."""
+    """Score each ROI of a window (R, T): SSE, SST, rho, sum of absolute errors, frames (5, R).
+
+    NaN for missing ROIs; rho also where a series is constant.
+    """
     series = np.where(np.isfinite(reconstructed), window, np.nan).astype(np.float64)
     error = series - reconstructed
     series = series - series.mean(1, keepdims=True)
     reconstructed = reconstructed - reconstructed.mean(1, keepdims=True)
     total = (series**2).sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        r2 = np.where(total > 0, 1 - (error**2).sum(1) / total, np.nan)
         rho = (series * reconstructed).sum(1) / np.sqrt(total * (reconstructed**2).sum(1))
-    return np.stack([r2, rho, np.abs(error).mean(1)])
+    frames = np.full(len(window), window.shape[1], dtype=np.float64)
+    return np.stack([(error**2).sum(1), total, rho, np.abs(error).sum(1), frames])
+
+
+def _pooled(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bring the scores of windows (W, 5, R) together: R2, rho and MAE of each ROI.
+
+    Sums before quotients: the mean of the windows' R2 would be ruled by the quietest of them.
+    """
+    squared, total, _, absolute, frames = scores.sum(0)
+    r2 = np.full(total.shape, np.nan)
+    np.divide(squared, total, out=r2, where=total > 0)
+    return 1 - r2, _nanmean(scores[:, 2]), absolute / frames
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:

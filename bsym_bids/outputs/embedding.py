@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from bsym_bids import atlas
 from bsym_bids.bold.cleaning import CleanedRun
-from bsym_bids.bold.windows import WINDOW_LENGTH, Windows
+from bsym_bids.bold.resampling import TOLERANCE
+from bsym_bids.bold.windows import MAX_CENSORED_SHARE, WINDOW_LENGTH, Windows
 from bsym_bids.jobs import RunJob
 from bsym_bids.model.embed import FunctionalEmbedding
 from bsym_bids.model.reconstruction import ReconstructionQuality
@@ -19,7 +20,7 @@ from bsym_bids.outputs.sidecars import NODE_COLUMN, ROI_COLUMNS, columns, model_
 from bsym_bids.outputs.tables import Arrays, Content, Matrix, Table
 
 _SCORES = {
-    "r2": "Coefficient of determination of the held-out series, 1 - SSE/SST, mean over windows",
+    "r2": "Coefficient of determination of the held-out series: 1 - SSE/SST, sums over windows",
     "rho": "Pearson correlation of the held-out series with its reconstruction, mean over windows",
     "mae": "Mean absolute error of the held-out series, in units of the scaled series",
     "permuted_r2": "The same as r2, with the series presented under permuted ROI labels",
@@ -39,7 +40,6 @@ def write_embedding(
     windows: Windows,
     embedding: FunctionalEmbedding,
     quality: ReconstructionQuality,
-    threads: int,
 ) -> tuple[Path, ...]:
     """Publish the outputs of one run that come from the model.
 
@@ -54,6 +54,7 @@ def write_embedding(
         "window_embeddings": Arrays(
             {
                 "embedding": embedding.windows,
+                "masked": embedding.masked,
                 "onset": windows.onset_seconds,
                 "censored_share": windows.censored_share,
             }
@@ -70,7 +71,7 @@ def write_embedding(
         ),
         "reconstruction_networks": _network_table(quality),
     }
-    details = _details(job, cleaned, windows, embedding, quality, threads)
+    details = _details(job, cleaned, windows, embedding, quality)
     outputs = [
         OutputFile(job.names.path(key), content, details[key]) for key, content in contents.items()
     ]
@@ -127,7 +128,6 @@ def _details(
     windows: Windows,
     embedding: FunctionalEmbedding,
     quality: ReconstructionQuality,
-    threads: int,
 ) -> dict[str, dict[str, Any]]:
     """Return the sidecar of each product."""
     source = [job.names.uri("denoised")]
@@ -141,7 +141,15 @@ def _details(
         "reconstruction": source,
         "reconstruction_networks": [job.names.uri("reconstruction")],
     }
-    sidecars = {key: model_sidecar(job, key, uris, threads) for key, uris in sources.items()}
+    sidecars = {
+        key: model_sidecar(
+            job,
+            key,
+            uris,
+            quality.threads if key.startswith("reconstruction") else embedding.threads,
+        )
+        for key, uris in sources.items()
+    }
     cut = _windows_sidecar(cleaned, windows, embedding)
     for key in ("window_embeddings", "embedding", "similarity", "attention", "attention_time"):
         sidecars[key] |= cut
@@ -166,10 +174,11 @@ def _details(
     held_out = {
         "Folds": quality.n_folds,
         "EvaluatedWindows": list(quality.windows),
+        "ScoredFrames": "those that are not censored",
         "Control": "series presented under permuted ROI labels, same ROIs held out",
     }
     sidecars["reconstruction"] |= cut | held_out | columns(ROI_COLUMNS | _SCORES)
-    sidecars["reconstruction_networks"] |= held_out | columns(_NETWORK_COLUMNS)
+    sidecars["reconstruction_networks"] |= cut | held_out | columns(_NETWORK_COLUMNS)
     return sidecars
 
 
@@ -180,10 +189,15 @@ def _windows_sidecar(
     return {
         "SourceRepetitionTime": cleaned.repetition_time,
         "WindowRepetitionTime": windows.repetition_time,
+        "ResamplingRule": (
+            f"runs within {TOLERANCE:.0%} of ModelRepetitionTime pass as they are; others are "
+            "resampled as a sum of sines, without frequencies above those of the source"
+        ),
         "WindowLength": WINDOW_LENGTH,
         "WindowOnsets": [round(float(onset), 6) for onset in windows.onset_seconds],
         "WindowsLeftOut": windows.n_left_out,
+        "WindowRule": f"left out with more than {MAX_CENSORED_SHARE:.0%} of its frames censored",
         "MissingROIs": names[embedding.missing].tolist(),
-        "MissingROIRule": "presented to the model as held out; n/a in all outputs",
+        "MissingROIRule": "presented to the model as held out; n/a in the outputs of the model",
         "Notes": [*cleaned.notes, *windows.notes],
     }

@@ -13,7 +13,7 @@ from bsym_bids.outputs.names import products
 
 _ATLAS = (
     f"{atlas.LABEL}, scale {atlas.SCALE}: Schaefer 2018 (400 parcels, 7 networks) and Tian 2020 "
-    "(scale III); one column per ROI, named as in the atlas table"
+    "(scale III); ROIs are named as in the atlas table and in its order"
 )
 
 

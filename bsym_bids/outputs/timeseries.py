@@ -25,7 +25,12 @@ _COVERAGE_COLUMNS = {
     "coverage": "Share of the ROI that was measured, 0 to 1",
     "n_voxels": "Voxels (grayordinates) that the ROI's value is taken from",
     "n_voxels_expected": "Voxels the ROI would have on this grid in an unlimited field of view",
-    "included": "Whether the ROI reached the coverage threshold",
+    "included": "Whether the ROI has a cleaned series: it reaches the coverage threshold, has a "
+    "value in every frame kept, and varies",
+}
+_SUMMARIES = {
+    "mean": "mean over voxels (grayordinates)",
+    "pca": "first principal component of voxels (grayordinates), taken before cleaning",
 }
 _CENSORING_COLUMNS: dict[str, str | tuple[str, str]] = {
     "framewise_displacement": ("Framewise displacement (Power et al. 2012), from fMRIPrep", "mm"),
@@ -70,11 +75,13 @@ def write_timeseries(
     )
     connectivity = functional_connectivity(cleaned.timeseries, ~cleaned.censored)
     quality = run_quality(raw, cleaned, connectivity)
+    if parcellation.method == "pca":
+        quality["tsnr_median"] = None  # a component has no mean to divide
     names = atlas.roi_names()
     contents: dict[str, Content] = {
         "timeseries": Matrix(raw, names),
         "denoised": Matrix(_without_censored(cleaned), names),
-        "coverage": _coverage_table(parcellation, raw),
+        "coverage": _coverage_table(parcellation, cleaned),
         "connectivity": Matrix(connectivity, names, rows=names),
         "censoring": _censoring_table(cleaned),
         "run_quality": Table({name: [quality[name]] for name in _QUALITY_COLUMNS}),
@@ -97,7 +104,7 @@ def _without_censored(cleaned: CleanedRun) -> NDArray[np.float64]:
     return series
 
 
-def _coverage_table(parcellation: Parcellation, kept: NDArray[np.float64]) -> Table:
+def _coverage_table(parcellation: Parcellation, cleaned: CleanedRun) -> Table:
     return Table(
         {
             "name": atlas.roi_names(),
@@ -105,7 +112,7 @@ def _coverage_table(parcellation: Parcellation, kept: NDArray[np.float64]) -> Ta
             "coverage": parcellation.coverage,
             "n_voxels": parcellation.n_voxels,
             "n_voxels_expected": parcellation.n_voxels_expected,
-            "included": np.isfinite(kept).all(axis=0),
+            "included": np.isfinite(cleaned.timeseries).all(axis=0),
         }
     )
 
@@ -143,22 +150,22 @@ def _details(
         "SamplingFrequency": 1 / cleaned.repetition_time,
         "StartTime": 0.0,
     }
+    source = {
+        "RepetitionTimeSource": "sidecar" if job.run.repetition_time else "header",
+        "HeaderRepetitionTime": parcellation.header_repetition_time,
+    }
     cleaning = {
         "Confounds": list(cleaned.confounds),
-        "HighPass": cleaned.high_pass,
-        "LowPass": cleaned.low_pass,
+        "Filter": _filter_rule(job, cleaned),
         "CensoredVolumes": np.flatnonzero(cleaned.censored).tolist(),
-        "Notes": list(cleaned.notes),
+        "Notes": [*_timing_notes(parcellation), *cleaned.notes],
     }
     summary = {
-        "ROISummary": {"mean": "mean over voxels", "pca": "first principal component of voxels"}[
-            parcellation.method
-        ],
+        "ROISummary": _SUMMARIES[parcellation.method],
         "Statistic": STATISTICS[parcellation.method],
-        "SpaceFoundBy": parcellation.space_source,
     }
-    sidecars["timeseries"] |= timing | summary
-    sidecars["denoised"] |= timing | cleaning
+    sidecars["timeseries"] |= timing | source | summary | {"Units": "arbitrary"}
+    sidecars["denoised"] |= timing | cleaning | {"Units": "arbitrary"}
     sidecars["coverage"] |= columns(_COVERAGE_COLUMNS)
     sidecars["connectivity"] |= (
         {"Measure": "Pearson correlation", "Directed": False, "Weighted": True}
@@ -168,3 +175,20 @@ def _details(
     sidecars["censoring"] |= timing | columns(_CENSORING_COLUMNS)
     sidecars["run_quality"] |= columns(_QUALITY_COLUMNS)
     return sidecars
+
+
+def _filter_rule(job: RunJob, cleaned: CleanedRun) -> str:
+    """Say how the frequencies between the cut-offs were kept."""
+    if not cleaned.high_pass and not cleaned.low_pass:
+        return "none"
+    if job.settings.strategy.filter == "cosine":
+        return "discrete cosines among the regressors"
+    return "Butterworth, order 5, forth and back (zero phase), on series and confounds alike"
+
+
+def _timing_notes(parcellation: Parcellation) -> list[str]:
+    """Say so when header and sidecar disagree on the repetition time."""
+    used, header = parcellation.repetition_time, parcellation.header_repetition_time
+    if not used or not header or abs(used - header) <= 0.01 * used:
+        return []
+    return [f"the sidecar says {used:g} s between volumes, which is used, the header {header:g} s"]

@@ -106,8 +106,9 @@ def test_none_without_a_confounds_file_gives_the_series_back(series):
 
 
 def test_errors_name_the_source(series):
-    with pytest.raises(BadDataError, match=r"^sub-01_bold\.nii\.gz: the repetition time is 0 s"):
-        clean_run(series, 0.0, None, NONE, source=Path("sub-01_bold.nii.gz"))
+    for seconds, said in ((0.0, "is 0 or absent"), (2000.0, "is 2000 s")):
+        with pytest.raises(BadDataError, match=rf"^sub-01_bold\.nii\.gz: the repetition.* {said}"):
+            clean_run(series, seconds, None, NONE, source=Path("sub-01_bold.nii.gz"))
     with pytest.raises(UsageError, match=r"^x: the low-pass") as caught:
         clean_run(series, TR, None, NONE, low_pass=0.3, source="x")
     assert "--low-pass" in caught.value.hint

@@ -37,7 +37,10 @@ def test_embedding_of_a_complete_run():
     np.testing.assert_allclose(embedding.mean, output.functional_embedding.mean(0), atol=1e-6)
     np.testing.assert_allclose(embedding.attention_roi, output.attention_roi.mean(0), atol=1e-6)
     np.testing.assert_allclose(embedding.attention_time, output.attention_time, atol=1e-6)
-    assert {value.dtype for value in vars(embedding).values()} == {np.dtype("f4"), np.dtype(bool)}
+    np.testing.assert_array_equal(embedding.masked, masked_embedding(model, windows.shape[1:]))
+    assert embedding.threads == 1
+    arrays = [value for value in vars(embedding).values() if isinstance(value, np.ndarray)]
+    assert {value.dtype for value in arrays} == {np.dtype("f4"), np.dtype(bool)}
 
 
 def test_similarity_is_the_fisher_mean_of_correlations():
@@ -177,13 +180,43 @@ def test_scores_are_those_of_the_series_left_out():
     quality = reconstruction_quality(Reconstructor(lambda _: answer), windows, TWO_MISSING, seed=0)
     for roi in np.flatnonzero(~TWO_MISSING):
         pairs = [(window[roi].astype(float), answer[roi]) for window in windows]
-        r2 = np.mean([r2_score(*pair) for pair in pairs])
+        # around each window's own mean, as if the windows were one series
+        centred = [(series - series.mean(), found - series.mean()) for series, found in pairs]
+        r2 = r2_score(*np.concatenate(centred, axis=1))
         rho = np.mean([pearsonr(*pair).statistic for pair in pairs])
         mae = np.mean([mean_absolute_error(*pair) for pair in pairs])
         scores = (quality.r2[roi], quality.rho[roi], quality.mae[roi])
         np.testing.assert_allclose(scores, (r2, rho, mae), rtol=1e-6)
     for name in ("r2", "rho", "mae", "permuted_r2", "permuted_rho", "permuted_mae"):
         np.testing.assert_array_equal(np.isnan(getattr(quality, name)), TWO_MISSING)
+
+
+def test_a_quiet_window_does_not_rule_the_score():
+    draw = np.random.default_rng(9)
+    windows = draw.standard_normal((2, ROIS, STEPS))
+    windows[1] *= 1e-3
+    quality = reconstruction_quality(
+        Reconstructor(lambda _: windows[0]), windows.astype(np.float32), NONE_MISSING, seed=0
+    )
+    assert (quality.r2 > -1.5).all()  # a mean of two R2 is about -500,000
+
+
+def test_interpolated_frames_are_shown_but_not_scored():
+    windows = tiny_windows(2)
+    censored = np.zeros((2, STEPS), bool)
+    censored[0, 3:9] = censored[1, -2:] = True
+    spoiled = windows.copy()
+    spoiled[censored[:, None].repeat(ROIS, 1)] = 50
+    model = Reconstructor(lambda visible: np.zeros_like(visible))
+    options = {"seed": 0, "censored": censored}
+    quality = reconstruction_quality(model, spoiled, NONE_MISSING, **options)
+    assert np.nanmax(model.shown[0]) == 50
+    expected = reconstruction_quality(model, windows, NONE_MISSING, **options)
+    np.testing.assert_array_equal(quality.r2, expected.r2)
+    np.testing.assert_array_equal(quality.mae, expected.mae)
+    for roi in range(ROIS):
+        error = [windows[w, roi][~censored[w]] for w in range(2)]
+        assert quality.mae[roi] == pytest.approx(np.abs(np.concatenate(error)).mean())
 
 
 def test_permuted_labels_cost_what_is_known_about_the_roi():

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from nilearn.maskers import NiftiLabelsMasker
 
 from bsym_bids import atlas
-from bsym_bids.bold import drop_low_coverage, parcellate
+from bsym_bids.bold import drop_low_coverage, parcellate, reduction
 from bsym_bids.bold.components import first_component
-from bsym_bids.errors import BadDataError, InputMissingError, UsageError
+from bsym_bids.errors import BadDataError, InputMissingError, OutputIOError, UsageError
 
 SPACE = "MNI152NLin2009cAsym"
 AFFINE = np.array([[5.0, 0, 0, -96], [0, 5, 0, -132], [0, 0, 5, -78], [0, 0, 0, 1]])
@@ -121,6 +121,20 @@ def test_field_of_view_and_empty_voxels_lower_the_coverage(tmp_path):
     np.testing.assert_allclose(empty.coverage, seen / p.n_voxels_expected)
 
 
+def test_stored_numbers_that_stand_for_zero_are_no_data(tmp_path):
+    inside = np.zeros(SHAPE, bool)
+    inside[:20] = True
+    image = nib.Nifti1Image(np.where(inside, 700, 400)[..., None].astype(np.int16), AFFINE)
+    image.header.set_slope_inter(0.25, -100)
+    stored = save(image, tmp_path)
+    values = nib.load(stored).get_fdata()
+    assert set(np.unique(values)) == {0, 75}
+    p = parcellate(stored)
+    labels = atlas.labels_on_grid(SHAPE, AFFINE, SPACE)
+    seen = np.bincount(labels[inside], minlength=451)[1:]
+    np.testing.assert_allclose(p.coverage, seen / p.n_voxels_expected)
+
+
 def test_samples_that_are_not_finite_are_left_out(tmp_path):
     data = make_image().get_fdata().copy()
     data[10:20, :, :, 2] = np.nan
@@ -187,6 +201,56 @@ def test_grayordinates_are_averaged_by_label(tmp_path):
     np.testing.assert_allclose(
         np.abs(component), np.abs(u[:, 0] * s[0] / np.sqrt((labels == 61).sum())), rtol=1e-3
     )
+
+
+def test_grayordinates_in_pieces_with_gaps_and_scaling(tmp_path, monkeypatch):
+    path, data = make_cifti(tmp_path)
+    labels = atlas.dlabel()
+    first = np.flatnonzero(labels == 60)
+    image = nib.load(path)
+    stored = np.round((data - 9) * 1000).astype(np.int16)
+    header = image.nifti_header.copy()
+    header.set_data_dtype(np.int16)
+    header.set_slope_inter(0.001, 9)
+    scaled = nib.Cifti2Image(stored * 0.001 + 9, image.header, header, dtype=np.int16)
+    nib.save(scaled, tmp_path / "scaled.dtseries.nii")
+    monkeypatch.setattr(reduction, "_PIECE", 1000 * data.shape[0])
+    p = parcellate(tmp_path / "scaled.dtseries.nii")
+    read = np.asarray(nib.load(tmp_path / "scaled.dtseries.nii").dataobj)
+    for roi in (1, 50, 60, 450):
+        expected = read[:, labels == roi].mean(axis=1)
+        np.testing.assert_allclose(p.timeseries[:, roi - 1], expected, rtol=1e-6)
+    with_gaps = data.copy()
+    with_gaps[2, first[:3]] = np.nan
+    with_gaps[:, first[4:]] = 0
+    nib.save(nib.Cifti2Image(with_gaps, image.header), path)
+    p = parcellate(path)
+    np.testing.assert_allclose(
+        p.timeseries[:, 59], np.nanmean(with_gaps[:, first], axis=1), rtol=1e-6
+    )
+    assert p.coverage[59] == pytest.approx(4 / len(first))
+
+
+@pytest.mark.parametrize("method", ["mean", "pca"])
+def test_cut_grayordinates_are_named(tmp_path, method):
+    path, _ = make_cifti(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(BadDataError, match="the data end here") as caught:
+        parcellate(path, method=method)
+    assert str(path) in str(caught.value)
+
+
+def test_components_need_room(tmp_path):
+    path = save(make_image(), tmp_path)
+    with pytest.raises(OutputIOError, match="principal components"):
+        parcellate(path, method="pca", work_dir=tmp_path / "absent")
+
+
+def test_components_leave_no_file_behind(tmp_path):
+    path = save(make_image(), tmp_path)
+    (tmp_path / "work").mkdir()
+    parcellate(path, method="pca", work_dir=tmp_path / "work")
+    assert not list((tmp_path / "work").iterdir())
 
 
 def test_part_of_the_grayordinates_lowers_the_coverage(tmp_path):
@@ -257,6 +321,13 @@ def broken(tmp_path, how):
         far = AFFINE.copy()
         far[:3, 3] += 500
         save(nib.Nifti1Image(np.ones((*SHAPE, 2), np.float32), far), tmp_path)
+    elif how == "flat affine":
+        flat = AFFINE.copy()
+        flat[2] = 0
+        image = make_image()
+        image.header["sform_code"], image.header["qform_code"] = 1, 0
+        image.header["srow_z"] = flat[2]
+        nib.save(nib.Nifti1Image(image.dataobj, None, image.header), path)
     elif how == "zeros":
         save(nib.Nifti1Image(np.zeros((*SHAPE, 2), np.float32), AFFINE), tmp_path)
     elif how == "NaN":
@@ -278,6 +349,7 @@ def broken(tmp_path, how):
         "3D",
         "complex",
         "elsewhere",
+        "flat affine",
         "zeros",
         "NaN",
     ],
@@ -303,8 +375,13 @@ def test_gzip_under_the_name_of_plain_nifti(tmp_path):
     path = save(make_image(), tmp_path)
     plain = tmp_path / f"space-{SPACE}_bold.nii"
     plain.write_bytes(path.read_bytes())
-    with pytest.raises(BadDataError, match="cannot be read"):
+    with pytest.raises(BadDataError, match="cannot be read") as caught:
         parcellate(plain)
+    assert "name the file .nii.gz" in caught.value.hint
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    with pytest.raises(BadDataError, match="cannot be read") as caught:
+        parcellate(path)
+    assert "name the file .nii" in caught.value.hint
 
 
 def test_mask_on_another_grid_or_empty(tmp_path):

@@ -64,6 +64,14 @@ def test_an_roi_that_is_flat_but_for_spikes_has_no_interquartile_range():
     assert np.isfinite(found[:, 0]).all()
 
 
+def test_an_roi_with_spikes_beyond_a_hundred_spreads_is_missing():
+    series = np.random.default_rng(3).normal(size=(200, 3))
+    series[50, 1] = 50 * np.subtract(*np.percentile(series[:, 1], [75, 25]))
+    series[50, 2] = 1000
+    found = scale(series, np.ones(200, dtype=bool), "robust")
+    assert np.isfinite(found[:, :2]).all() and np.isnan(found[:, 2]).all()
+
+
 def test_wrong_method_and_too_few_frames(series):
     with pytest.raises(UsageError, match="'minmax'"):
         scale(series, np.ones(120, dtype=bool), "minmax")
