@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bsym_bids import __version__
 from bsym_bids.config import PARCEL_METHODS, SCALINGS, RunConfig, make_config
-from bsym_bids.errors import BsymError, UsageError
+from bsym_bids.errors import BsymError, OutputIOError, UsageError
 
 _INTERNAL_ERROR = 70  # EX_SOFTWARE: a fault of ours, not of the input
 _INTERRUPTED = 130
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A parser that leaves with the exit code for wrong usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and leave."""
         self.print_usage(sys.stderr)
         self.exit(UsageError.exit_code, f"{self.prog}: error: {message}\n")
 
@@ -53,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     Every option defaults to "not given", so that a configuration file can fill what the command
     line leaves out; the defaults themselves are those of `bsym_bids.config.RunConfig`.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="bsym-bids",
         description="From fMRIPrep derivatives to BrainSymphony embeddings, as a BIDS App.",
         argument_default=argparse.SUPPRESS,
@@ -230,6 +233,9 @@ def _unique(pairs: list[tuple[str, Path]]) -> dict[str, Path]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``bsym-bids`` and return its exit code."""
+    if threading.current_thread() is threading.main_thread():
+        # Schedulers and `docker stop` end a program so: it takes its workers along, as on Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = parse_config(argv)
         if config.analysis_level == "group":
@@ -252,6 +258,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("BSYM_DEBUG"):
             raise
+        if isinstance(error, OSError):  # the disk or the permissions, wherever it was met
+            where = error.filename or "input/output error"
+            return report(OutputIOError(f"{where}: {error.strerror or error}"))
         print(
             f"bsym-bids: internal error: {type(error).__name__}: {error}\n"
             "  this is a fault of bsym-bids: set BSYM_DEBUG=1 to see where, and please report it",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def _typed(path: Path, name: str, value: Any, declared: str) -> Any:
     """Return a TOML value as the type that the field declares, or complain by name."""
     wrong = UsageError(f"{path}: {name} = {value!r} is not of type {declared}")
     if name == "derivatives":
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             raise wrong
         return {str(key): Path(entry) for key, entry in value.items()}
     if declared.startswith("tuple"):
@@ -230,11 +231,11 @@ def _typed(path: Path, name: str, value: Any, declared: str) -> Any:
 def _check_ranges(config: RunConfig) -> None:
     """Refuse numbers that can't be meant, before anything is read."""
     rules: tuple[tuple[str, bool, str], ...] = (
-        ("high_pass", config.high_pass is None or config.high_pass >= 0, "0 or more (Hz)"),
-        ("low_pass", config.low_pass is None or config.low_pass >= 0, "0 or more (Hz)"),
-        ("fd_threshold", config.fd_threshold >= 0, "0 or more (mm)"),
+        ("high_pass", config.high_pass is None or 0 <= config.high_pass < inf, "0 or more (Hz)"),
+        ("low_pass", config.low_pass is None or 0 <= config.low_pass < inf, "0 or more (Hz)"),
+        ("fd_threshold", 0 <= config.fd_threshold < inf, "0 or more (mm)"),
         ("min_coverage", 0 <= config.min_coverage <= 1, "between 0 and 1"),
-        ("model_tr", config.model_tr > 0, "above 0 (s)"),
+        ("model_tr", 0 < config.model_tr < inf, "above 0 (s)"),
         ("window_step", config.window_step >= 1, "at least 1 frame"),
         ("scaling", config.scaling in SCALINGS, f"one of {', '.join(SCALINGS)}"),
         (
@@ -244,7 +245,8 @@ def _check_ranges(config: RunConfig) -> None:
         ),
         ("nprocs", config.nprocs is None or config.nprocs >= 1, "at least 1"),
         ("omp_nthreads", config.omp_nthreads is None or config.omp_nthreads >= 1, "at least 1"),
-        ("mem_gb", config.mem_gb is None or config.mem_gb > 0, "above 0 (GB)"),
+        # Nipype waits for ever where it has less than 0.01 GB to give.
+        ("mem_gb", config.mem_gb is None or 0.1 <= config.mem_gb < inf, "0.1 or more (GB)"),
         ("seed", config.seed >= 0, "0 or more"),
         ("space", bool(config.space), "at least one space"),
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsym_bids import __version__
+from bsym_bids.errors import UsageError
 from bsym_bids.outputs.names import RunNames
 from bsym_bids.outputs.publish import file_identity, fingerprint, is_complete
 
@@ -46,14 +47,28 @@ class Settings:
 
     @classmethod
     def of(cls, config: RunConfig, strategy: NuisanceStrategy, release: Release) -> Settings:
-        """Collect the settings of a run."""
+        """Collect the settings of a run.
+
+        Raises
+        ------
+        UsageError
+            The filter would let nothing pass.
+        """
+        high_pass = strategy.high_pass if config.high_pass is None else config.high_pass
+        low_pass = strategy.low_pass if config.low_pass is None else config.low_pass
+        if 0 < low_pass <= high_pass:
+            raise UsageError(
+                f"the high-pass cut-off of {high_pass:g} Hz is not below the low-pass cut-off of "
+                f"{low_pass:g} Hz",
+                hint=f"--high-pass and --low-pass change those of {strategy.name}; 0 is none",
+            )
         return cls(
             timeseries={
                 "ParcelMethod": config.parcel_method,
                 "MinCoverage": config.min_coverage,
-                "NuisanceStrategy": asdict(strategy),
-                "HighPass": strategy.high_pass if config.high_pass is None else config.high_pass,
-                "LowPass": strategy.low_pass if config.low_pass is None else config.low_pass,
+                "NuisanceStrategy": _without_cutoffs(strategy),
+                "HighPass": high_pass,
+                "LowPass": low_pass,
                 "FDThreshold": config.fd_threshold,
             },
             embedding={
@@ -90,7 +105,8 @@ class RunJob:
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:
         """Expected fingerprint of each group of outputs."""
-        inputs = [file_identity(p) for p in (self.run.bold, self.run.mask, self.run.confounds)]
+        files = (self.run.bold, self.run.mask, self.run.confounds, self.run.confounds_json)
+        inputs = [file_identity(path) for path in files]
         common = [__version__, self.run.repetition_time, inputs, self.settings.timeseries]
         return {
             "timeseries": fingerprint(*common),
@@ -147,6 +163,15 @@ def in_chunks(labels: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     """Cut a list of participants into pieces, so that no graph grows without bound."""
     for start in range(0, len(labels), size):
         yield labels[start : start + size]
+
+
+def _without_cutoffs(strategy: NuisanceStrategy) -> dict[str, Any]:
+    """Return a strategy without the cut-offs, which may not be the ones in use."""
+    return {
+        key: value
+        for key, value in asdict(strategy).items()
+        if key not in ("high_pass", "low_pass")
+    }
 
 
 def _relative(path: Path, root: Path) -> str:

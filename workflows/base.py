@@ -8,9 +8,8 @@ from pathlib import Path
 from nipype.pipeline.engine import Workflow
 
 from bsym_bids.jobs import RunJob
+from bsym_bids.outputs.dataset import WORK_ROOT
 from bsym_bids.workflows.bold import init_bold_run_wf, run_name
-
-ROOT_NAME = "bsym"
 
 
 def participant_name(label: str) -> str:
@@ -20,7 +19,7 @@ def participant_name(label: str) -> str:
 
 def run_folder(work_dir: Path, label: str, job: RunJob) -> Path:
     """Return where the nodes of one BOLD run work."""
-    return work_dir / ROOT_NAME / participant_name(label) / run_name(job)
+    return work_dir / WORK_ROOT / participant_name(label) / run_name(job)
 
 
 def crash_folder(output_dir: Path, label: str) -> Path:
@@ -54,7 +53,7 @@ def init_participants_wf(
     Workflow
         One graph ``sub_<label>`` per participant.
     """
-    workflow = Workflow(name=ROOT_NAME, base_dir=str(work_dir))
+    workflow = Workflow(name=WORK_ROOT, base_dir=str(work_dir))
     workflow.config["execution"] = {
         "crashfile_format": "txt",
         "create_report": "false",

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 from nipype.pipeline.engine import Node, Workflow
 from nipype.pipeline.plugins.base import PluginBase
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
-from bsym_bids.errors import InputMissingError, UsageError
+from bsym_bids.errors import InputMissingError, OutputIOError, UsageError
 from bsym_bids.interfaces.base import FAILURE_RECORD
+from bsym_bids.outputs.publish import DEVICE_ERRORS
 
 StatusCallback = Callable[[Node, str], None]
 WORKER_DIED = "a worker process was killed (often: not enough memory)"
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,24 @@ class Failure:
 
 
 class LocalPlugin(MultiProcPlugin):
-    """Nipype's MultiProc plugin that survives the death of a worker.
+    """Nipype's MultiProc plugin that survives the death of a worker, and leaves none behind.
 
     When the kernel kills a worker, the whole pool is lost and the stock plugin waits for ever.
-    Here what was running is reported as failed and the pool is made anew.
+    Here what was running is reported as failed and the pool is made anew. When the graph ends
+    early (interrupted, or stopped at the first crash) its workers end with it.
     """
+
+    def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
+        super().__init__(plugin_args=plugin_args)
+        self._renew_pool()
+
+    def run(self, graph: Any, config: dict[str, Any], updatehash: bool = False) -> None:
+        """Run the graph to its end, or until something stops it."""
+        try:
+            super().run(graph, config, updatehash)
+        except BaseException:
+            self._stop_workers()
+            raise
 
     def _submit_job(self, node: Node, updatehash: bool = False) -> int:
         self._taskid += 1
@@ -66,18 +85,43 @@ class LocalPlugin(MultiProcPlugin):
         return sorted(jobids, key=lambda jobid: self.procs[jobid].fullname)
 
     def _collect(self, taskid: int, future: Future[dict[str, Any]]) -> None:
+        if future.cancelled():
+            return
         error = future.exception()
-        self._taskresult[taskid] = (
-            future.result()
-            if error is None
-            else {"taskid": taskid, "result": None, "traceback": [f"{WORKER_DIED}: {error}"]}
-        )
+        if error is None:
+            self._taskresult[taskid] = future.result()
+            return
+        # Any other error is one of Nipype's own bookkeeping, for example when its disk is full.
+        died = isinstance(error, BrokenProcessPool)
+        text = [f"{WORKER_DIED}: {error}"] if died else format_exception(error)
+        self._taskresult[taskid] = {"taskid": taskid, "result": None, "traceback": text}
 
     def _renew_pool(self) -> None:
         self.pool.shutdown(wait=False)
         self.pool = ProcessPoolExecutor(
-            max_workers=self.processors, initializer=os.chdir, initargs=(self._cwd,)
+            max_workers=self.processors, initializer=_start_worker, initargs=(self._cwd,)
         )
+
+    def _stop_workers(self) -> None:
+        workers = list((self.pool._processes or {}).values())  # None once it is shut down
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+
+
+def _start_worker(folder: str) -> None:
+    """Prepare a worker: the process that started it ends it, and takes it along when it dies.
+
+    Ctrl-C reaches every process of a terminal; a worker that it met at rest would print a
+    traceback.
+    """
+    os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -97,12 +141,16 @@ class PluginChoice:
 
     def build(self, callback: StatusCallback) -> PluginBase:
         """Return the plugin, reporting every change of a node's status to ``callback``."""
-        arguments = {**self.arguments, "status_callback": callback}
-        if self.name == "local":
-            return LocalPlugin(plugin_args=arguments)
         from nipype.pipeline import plugins
 
-        return getattr(plugins, f"{self.name}Plugin")(plugin_args=arguments)
+        kind = LocalPlugin if self.name == "local" else getattr(plugins, f"{self.name}Plugin")
+        try:
+            return kind(plugin_args={**self.arguments, "status_callback": callback})
+        except Exception as error:  # each plugin has its own ways not to like its arguments
+            raise UsageError(
+                f"the plugin {self.name} cannot be started: {error}",
+                hint="check the plugin_args in the file that --use-plugin names",
+            ) from error
 
 
 def choose_plugin(file: Path | None, n_procs: int, memory_gb: float) -> PluginChoice:
@@ -180,8 +228,11 @@ def failure_of(folder: Path, crash_dir: Path, since: float) -> Failure | None:
         None when nothing is on record.
     """
     for path in sorted(folder.glob(f"*/{FAILURE_RECORD}")):
-        record = json.loads(path.read_text("utf-8"))
-        return Failure(record["message"], record["hint"], int(record["exit_code"]))
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            return Failure(record["message"], record["hint"], int(record["exit_code"]))
+        except (OSError, ValueError):
+            continue  # cut short by a full disk: the crash file says so
     for path in _crash_files(crash_dir, since):
         text = path.read_text("utf-8", errors="replace")
         if f".{folder.name}." not in text:
@@ -189,7 +240,23 @@ def failure_of(folder: Path, crash_dir: Path, since: float) -> Failure | None:
         if WORKER_DIED in text:
             hint = "lower --nprocs or --omp-nthreads, or set --mem-gb"
             return Failure(WORKER_DIED, hint, worker_died=True)
-        return Failure(f"{_last_line(text)} (details: {path})", "please report this crash file")
+        details = f"{_last_line(text)} (details: {path})"
+        return _device_failure(text) or Failure(details, "please report this crash file")
+    return None
+
+
+def _device_failure(text: str) -> Failure | None:
+    """Return the failure when a text tells of a full or failing disk.
+
+    What Nipype writes for itself (inputs and results of each step) fails with a traceback only.
+    """
+    for reason in map(os.strerror, sorted(DEVICE_ERRORS)):
+        if reason in text:
+            return Failure(
+                f"work or output folder: {reason}",
+                "make space there, then run the same command again",
+                OutputIOError.exit_code,
+            )
     return None
 
 
@@ -207,4 +274,5 @@ def unrecorded(error: Exception | None) -> Failure:
     """Return the failure of a run that left no record of its own."""
     if error is None:
         return Failure("outputs are missing, and no reason is on record", "run it again with -v")
-    return Failure(_last_line(str(error)), "run it again with -v, and see the log")
+    failure = Failure(_last_line(str(error)), "run it again with -v, and see the log")
+    return _device_failure(str(error)) or failure

@@ -8,18 +8,22 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 from bsym_bids.config import RunConfig, write_toml
-from bsym_bids.errors import BsymError, InputMissingError
+from bsym_bids.errors import BsymError, CannotCreateOutputError
 from bsym_bids.inputs import Plan, Selection, plan_inputs, read_filter_file
 from bsym_bids.jobs import RunJob, Settings, in_chunks, jobs_of
+from bsym_bids.outputs.claims import Claims
 from bsym_bids.outputs.dataset import (
+    WORK_ROOT,
+    check_apart,
     check_location,
     check_space,
     describe_dataset,
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("bsym_bids")
 _CHUNK = 50  # participants per graph: bounds the memory of the graph and of its bookkeeping
 _BYTES_PER_RUN = 40_000_000  # outputs and work files of a run of 1200 volumes
+_BYTES_PER_PCA = 750_000_000  # its voxels in the ROIs, on disk while their components are taken
 
 
 def run_participant_level(config: RunConfig) -> int:
@@ -63,29 +68,38 @@ def run_participant_level(config: RunConfig) -> int:
     _set_up_console(config.verbose)
     check_location(config.bids_dir, config.output_dir, config.scratch)
     strategy = load_strategy(config.nuisance)
-    plan = _plan(config)
-    name = config.model or default_model_name()
+    config = replace(config, model=config.model or default_model_name())
     try:
-        release = resolve_release(name, model_dir=config.model_dir)
+        release = resolve_release(config.model, model_dir=config.model_dir)
     except BsymError:
         if config.dry_run:
-            print_plan(plan, None)
+            print_plan(_plan(config), None)
         raise
+    plan = _plan(config)
+    for derivatives in plan.derivatives:
+        check_apart(derivatives.root, config.output_dir)
     jobs = jobs_of(plan, config, Settings.of(config, strategy, release))
     if config.dry_run:
         print_plan(plan, jobs)
         return 0
     plugin = _plugin(config)
-    todo = {label: runs for label, runs in jobs.items() if any(job.to_do for job in runs)}
-    _prepare_folders(config, plan, sum(map(len, todo.values())))
-    with _run_log(config) as run_id:
+    _prepare_folders(config, plan, sum(bool(job.to_do) for runs in jobs.values() for job in runs))
+    claims = Claims([config.output_dir / "logs", config.scratch])
+    with _run_log(config) as run_id, claims:
+        if config.clean_workdir:
+            _clean_work(config.scratch / WORK_ROOT, claims)
+        todo, taken = _claim(jobs, claims)
         if release.warning:
             LOGGER.warning("%s", release.warning)
         threads = _threads(config, sum(map(len, todo.values())))
-        failures = _run_all(todo, config, plugin, threads)
-        outcomes = _outcomes(plan, jobs, todo, failures)
+        LOGGER.info("model %s, version %s", release.name, release.version)
+        LOGGER.info("plugin %s %s, %d thread(s) a step", plugin.name, plugin.arguments, threads)
+        LOGGER.info("work directory %s", config.scratch)
+        planned = {(label, job.run.label) for label, runs in todo.items() for job in runs}
+        failures = taken | _run_all(todo, config, plugin, threads)
+        outcomes = _outcomes(plan, jobs, planned, failures)
+        print_summary(outcomes, config.output_dir)  # first: the disk may be what failed
         write_summary(outcomes, config.output_dir / "logs" / f"{run_id}_summary.tsv")
-        print_summary(outcomes, config.output_dir)
     return exit_code(outcomes)
 
 
@@ -139,14 +153,47 @@ def _prepare_folders(config: RunConfig, plan: Plan, n_runs: int) -> None:
     """Make the output and work folders, and refuse to start without the space for them."""
     output, work = config.output_dir, config.scratch
     make_writable(output)
-    if config.clean_workdir and (work / "bsym").is_dir():
-        with explained(work):
-            shutil.rmtree(work / "bsym")
     make_writable(work)
-    for folder in (output, work):
-        check_space(folder, n_runs * _BYTES_PER_RUN)
+    needed = n_runs * _BYTES_PER_RUN
+    check_space(output, needed)
+    if config.parcel_method == "pca":
+        needed += min(n_runs, _processes(config)) * _BYTES_PER_PCA
+    check_space(work, needed)
     links = {d.name: d.root for d in plan.derivatives}
     describe_dataset(output, links)
+
+
+def _clean_work(root: Path, claims: Claims) -> None:
+    """Remove what earlier runs left in the work folder, but not what another process works on."""
+    for folder in sorted(root.glob("sub_*/*")):
+        if folder.is_dir() and claims.claim(folder.name):
+            with explained(folder):
+                shutil.rmtree(folder)
+            claims.release(folder.name)
+
+
+def _claim(
+    jobs: Mapping[str, Sequence[RunJob]], claims: Claims
+) -> tuple[dict[str, list[RunJob]], dict[tuple[str, str], Failure]]:
+    """Return what there is to do and nobody else does, and what another process works on."""
+    from bsym_bids.workflows.bold import run_name
+    from bsym_bids.workflows.execution import Failure
+
+    todo: dict[str, list[RunJob]] = {}
+    taken = {}
+    for label, runs in jobs.items():
+        for job in runs:
+            if not job.to_do:
+                continue
+            if claims.claim(run_name(job)):
+                todo.setdefault(label, []).append(job)
+            else:
+                taken[label, job.run.label] = Failure(
+                    "another process is working on this run",
+                    "wait for it to end, then run the same command again",
+                    CannotCreateOutputError.exit_code,
+                )
+    return todo, taken
 
 
 def _run_all(
@@ -169,9 +216,11 @@ def _run_all(
             new = {key: value for key, value in new.items() if key[0] not in victims}
             new |= _run_chunk(again, config, alone, threads, progress)
         failures |= new
-        for label in labels:
-            progress.close(label, failed=any(key[0] == label for key in failures))
-        if failures and config.stop_on_first_crash:
+        failed = {label for label, _ in failures}
+        stopped = config.stop_on_first_crash and bool(failed)
+        for label in failed if stopped else labels:
+            progress.close(label, failed=label in failed)
+        if stopped:
             break
     return failures
 
@@ -216,7 +265,9 @@ def _run_chunk(
 
     def note(node: object, status: str) -> None:
         _, participant, *_, step = str(node.fullname).split(".")  # type: ignore[attr-defined]
-        progress.step(labels[participant], status, step.replace("_", " "))
+        what = step.replace("_", " ")
+        LOGGER.info("sub-%s: %s: %s", labels[participant], what, status)
+        progress.step(labels[participant], status, what)
 
     started = time.time() - 1
     workflow = init_participants_wf(
@@ -229,20 +280,21 @@ def _run_chunk(
     error = run_graph(workflow, plugin.build(note))
     if error is not None:
         LOGGER.debug("the graph ended with", exc_info=error)
+    missing = [(label, job.run.label) for label, runs in jobs.items() for job in runs if job.to_do]
     failures = {}
-    for label, runs in jobs.items():
-        for job in runs:
-            if job.to_do:
-                folder = folders[label, job.run.label]
-                failure = failure_of(folder, crash_folder(config.output_dir, label), started)
-                failures[label, job.run.label] = failure or unrecorded(error)
-    return failures
+    for label, run in missing:
+        crashes = crash_folder(config.output_dir, label)
+        if failure := failure_of(folders[label, run], crashes, started):
+            failures[label, run] = failure
+    if config.stop_on_first_crash and failures:
+        return failures  # the others were not run
+    return {key: failures.get(key) or unrecorded(error) for key in missing}
 
 
 def _outcomes(
     plan: Plan,
     jobs: Mapping[str, Sequence[RunJob]],
-    todo: Mapping[str, Sequence[RunJob]],
+    planned: Collection[tuple[str, str]],
     failures: Mapping[tuple[str, str], Failure],
 ) -> list[Outcome]:
     """Say what became of every run of every participant."""
@@ -251,7 +303,7 @@ def _outcomes(
         label = participant.label
         for problem in participant.problems:
             outcomes.append(
-                Outcome(label, "n/a", "failed", problem, "", InputMissingError.exit_code)
+                Outcome(label, "n/a", "failed", str(problem), problem.hint, problem.exit_code)
             )
         for job in jobs[label]:
             failure = failures.get((label, job.run.label))
@@ -269,7 +321,7 @@ def _outcomes(
             elif job.to_do:
                 outcomes.append(Outcome(label, job.run.label, "not run", "stopped before", "", 1))
             else:
-                status = "done" if label in todo else "unchanged"
+                status = "done" if (label, job.run.label) in planned else "unchanged"
                 outcomes.append(Outcome(label, job.run.label, status))
     return outcomes
 
@@ -302,6 +354,18 @@ def _set_up_console(verbose: int) -> None:
     LOGGER.addHandler(console)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that is let go when its disk is full: the summary on the console tells of that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing; the default prints a traceback for every line."""
+
+    def close(self) -> None:
+        """Close the file, whatever could not be written to it."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def _run_log(config: RunConfig) -> Iterator[str]:
     """Keep the settings and the log of this invocation under ``logs/`` of the output."""
@@ -310,7 +374,7 @@ def _run_log(config: RunConfig) -> Iterator[str]:
     with explained(logs):
         logs.mkdir(parents=True, exist_ok=True)
         write_toml(config, logs / f"{run_id}_config.toml")
-        handler = logging.FileHandler(logs / f"{run_id}.log", encoding="utf-8")
+        handler = _LogFile(logs / f"{run_id}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     import nipype  # noqa: F401  (sets up its own loggers, which are taken over here)
 

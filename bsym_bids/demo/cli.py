@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bsym_bids import __version__
+from bsym_bids.cli import Parser, report
 from bsym_bids.errors import BsymError, CannotCreateOutputError, UsageError
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``bsym-demo``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bsym-demo",
         description="Make a small BIDS dataset with fMRIPrep-shaped derivatives, run bsym-bids on "
         "it, and compare the functional connectivity with the one that was put in.",
@@ -28,8 +29,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``bsym-demo`` and return its exit code."""
-    from bsym_bids.cli import report
-
     arguments = build_parser().parse_args(argv)
     try:
         return run_demo(arguments.out, arguments.seed, arguments.nprocs)
@@ -59,16 +58,20 @@ def run_demo(out: Path, seed: int = 0, nprocs: int | None = None) -> int:
     """
     from bsym_bids.cli import main as bsym_bids
     from bsym_bids.demo.dataset import make_demo_dataset
+    from bsym_bids.outputs.publish import explained
 
     if seed < 0:
         raise UsageError(f"--seed is {seed}, but must be 0 or more")
+    if nprocs is not None and nprocs < 1:
+        raise UsageError(f"--nprocs is {nprocs}, but must be at least 1")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CannotCreateOutputError(f"{out}: is not empty", hint="name a new folder")
     started = time.monotonic()
     print(f"bsym-demo: making a dataset of 3 simulated participants in {out / 'bids'}")
-    make_demo_dataset(out / "bids", seed=seed)
+    with explained(out):
+        make_demo_dataset(out / "bids", seed=seed)
     call = [str(out / "bids"), str(out / "outputs"), "participant", "--model", "untrained"]
-    call += ["--nprocs", str(nprocs)] if nprocs else []
+    call += ["--nprocs", str(nprocs)] if nprocs is not None else []
     print(f"bsym-demo: bsym-bids {' '.join(call)}", flush=True)
     code = bsym_bids(call)
     if code == 0:

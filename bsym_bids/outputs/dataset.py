@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -15,8 +16,11 @@ from bsym_bids.errors import CannotCreateOutputError, OutputIOError
 from bsym_bids.outputs.publish import explained, write_whole
 from bsym_bids.outputs.tables import Json
 
+LOGGER = logging.getLogger("bsym_bids")
 NAME = "bsym-bids"
-BIDS_VERSION = "1.11.2"
+#: Folder in the work folder that holds the steps of a run, and that ``--clean-workdir`` empties.
+WORK_ROOT = "bsym"
+BIDS_VERSION = "1.11.1"
 # Folders have no trailing slash, or the validator walks into them. The names below are proposals
 # (BEP012, BEP017, BEP038) or ours; `data/bids_schema` has a schema that knows them.
 _BIDSIGNORE = (
@@ -45,8 +49,9 @@ def check_location(bids_dir: Path, output_dir: Path, work_dir: Path) -> None:
     Raises
     ------
     CannotCreateOutputError
-        A folder is the input dataset, lies in its raw data, or is no folder; or the output folder
-        is the work folder, or holds a dataset of another program.
+        A folder is the input dataset, lies in its raw data, or is no folder; the output folder is
+        the work folder, or holds a dataset of another program; or intermediate results would go
+        where the input or the output is.
     """
     example = bids_dir / "derivatives" / "bsym"
     _check_outside(bids_dir, output_dir, "output", f"choose another, for example {example}")
@@ -56,11 +61,36 @@ def check_location(bids_dir: Path, output_dir: Path, work_dir: Path) -> None:
             f"{work_dir}: the work folder is the output folder",
             hint="choose a folder of its own with --work-dir",
         )
+    steps = work_dir.resolve() / WORK_ROOT
+    for folder in (bids_dir, output_dir):
+        if folder.resolve().is_relative_to(steps):
+            raise CannotCreateOutputError(
+                f"{work_dir}: the work folder keeps its files in {steps}, but {folder} is there",
+                hint="choose another with --work-dir",
+            )
     owner = _generator(output_dir / "dataset_description.json")
     if owner not in (None, NAME):
         raise CannotCreateOutputError(
             f"{output_dir}: already holds a dataset made by {owner}",
             hint=f"choose a folder of its own, for example {example}",
+        )
+
+
+def check_apart(derivatives: Path, output_dir: Path) -> None:
+    """Refuse an output folder that is a derivative dataset of the input, or in a participant's.
+
+    Raises
+    ------
+    CannotCreateOutputError
+        Outputs would stand among the files they are made from.
+    """
+    inside = output_dir.resolve()
+    root = derivatives.resolve()
+    among = inside.is_relative_to(root) and inside.relative_to(root).parts[:1]
+    if inside == root or (among and among[0].startswith("sub-")):
+        raise CannotCreateOutputError(
+            f"{output_dir}: the output folder lies in the derivatives that are read, {derivatives}",
+            hint=f"choose a folder beside it, for example {derivatives.parent / 'bsym'}",
         )
 
 
@@ -72,13 +102,14 @@ def _check_outside(bids_dir: Path, folder: Path, role: str, hint: str) -> None:
         raise CannotCreateOutputError(
             f"{folder}: the {role} folder lies inside the input data of {bids_dir}", hint
         )
-    if resolved.exists() and not resolved.is_dir():
+    # os.path: a folder that may not be searched is `make_writable`'s to explain
+    if os.path.exists(resolved) and not os.path.isdir(resolved):
         raise CannotCreateOutputError(f"{folder}: is a file, not a folder", hint)
 
 
 def _generator(description: Path) -> str | None:
     """Return which program says to have made a dataset; None without a description."""
-    if not description.is_file():
+    if not os.path.isfile(description):
         return None
     try:
         document = json.loads(description.read_text("utf-8"))
@@ -133,9 +164,12 @@ def describe_dataset(output_dir: Path, links: Mapping[str, Path]) -> None:
     logs = output_dir / "logs"
     with explained(logs):
         logs.mkdir(parents=True, exist_ok=True)
-    with FileLock(logs / ".description.lock"):
+    lock = logs / ".description.lock"
+    with explained(lock), FileLock(lock):
         path = output_dir / "dataset_description.json"
-        document = _description(_read_links(path), links)
+        known = _read_links(path)
+        _warn_of_moves(path, known, links)
+        document = _description(known, links)
         write_whole(path, Json(document))
         _write_text(output_dir / "README.md", _README)
         _write_text(output_dir / ".bidsignore", "\n".join(_BIDSIGNORE) + "\n")
@@ -147,8 +181,22 @@ def describe_dataset(output_dir: Path, links: Mapping[str, Path]) -> None:
 def _read_links(path: Path) -> dict[str, str]:
     try:
         return dict(json.loads(path.read_text("utf-8")).get("DatasetLinks", {}))
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}
+
+
+def _warn_of_moves(path: Path, known: Mapping[str, str], links: Mapping[str, Path]) -> None:
+    for name, folder in links.items():
+        now = folder.resolve().as_uri()
+        if known.get(name, now) != now:
+            LOGGER.warning(
+                "%s: %s was %s, now %s: if it was not moved, sidecars of earlier runs point "
+                "to the wrong one; name it otherwise with --derivatives",
+                path,
+                name,
+                known[name],
+                now,
+            )
 
 
 def _description(known: Mapping[str, str], links: Mapping[str, Path]) -> dict[str, Any]:

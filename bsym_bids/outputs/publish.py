@@ -24,7 +24,8 @@ from bsym_bids.outputs.names import sidecar_of
 from bsym_bids.outputs.tables import Content, Json
 
 FINGERPRINT_KEY = "Fingerprint"
-_DEVICE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
+#: What a full or failing disk raises.
+DEVICE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,17 @@ def file_identity(path: Path | None) -> list[Any]:
     """Return what tells one state of an input file from another: name, size, time of change."""
     if path is None:
         return []
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:
+        return [path.name]  # whoever reads it says what is wrong
     return [path.name, status.st_size, status.st_mtime_ns]
 
 
 def is_complete(paths: Iterable[Path], expected: str) -> bool:
     """Tell whether all files are there and were made under the expected fingerprint."""
-    return all(path.is_file() and read_fingerprint(path) == expected for path in paths)
+    # os.path: what may not be looked at counts as not there
+    return all(os.path.isfile(path) and read_fingerprint(path) == expected for path in paths)
 
 
 def read_fingerprint(path: Path) -> str | None:
@@ -92,6 +97,8 @@ def publish(outputs: Sequence[OutputFile], expected: str, stale: Iterable[Path] 
     OutputIOError
         The disk is full or fails; nothing of the group is left behind.
     """
+    stale = [*stale, *(output.path for output in outputs)]
+    _remove_parts(stale)
     pending: list[tuple[Path, Path]] = []
     try:
         for output in outputs:
@@ -102,11 +109,11 @@ def publish(outputs: Sequence[OutputFile], expected: str, stale: Iterable[Path] 
             document = {**output.sidecar, FINGERPRINT_KEY: expected}
             with explained(output.path):
                 pending.append(_write_aside(sidecar_of(output.path), Json(document)))
-        with explained(outputs[0].path):
-            remove([*stale, *(output.path for output in outputs)])
-            while pending:
+        remove(stale)
+        while pending:
+            with explained(pending[0][1]):
                 os.replace(*pending[0])
-                pending.pop(0)
+            pending.pop(0)
     finally:
         for part, _ in pending:
             part.unlink(missing_ok=True)
@@ -115,10 +122,17 @@ def publish(outputs: Sequence[OutputFile], expected: str, stale: Iterable[Path] 
 def remove(data_files: Iterable[Path]) -> None:
     """Remove data files and their sidecars, sidecars first."""
     data_files = list(data_files)
+    for path in [*map(sidecar_of, data_files), *data_files]:
+        with explained(path):
+            path.unlink(missing_ok=True)
+
+
+def _remove_parts(data_files: Iterable[Path]) -> None:
+    """Remove what a killed run was writing when it died."""
     for path in data_files:
-        sidecar_of(path).unlink(missing_ok=True)
-    for path in data_files:
-        path.unlink(missing_ok=True)
+        for part in map(_part, (path, sidecar_of(path))):
+            with explained(part):
+                part.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: Content) -> None:
@@ -128,8 +142,12 @@ def write_whole(path: Path, content: Content) -> None:
         os.replace(*_write_aside(path, content))
 
 
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
 def _write_aside(path: Path, content: Content) -> tuple[Path, Path]:
-    part = path.with_name(f".{path.name}.part")
+    part = _part(path)
     try:
         content.write(part)
     except BaseException:
@@ -144,7 +162,7 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DEVICE_ERRORS:
+        if error.errno in DEVICE_ERRORS:
             raise OutputIOError(
                 f"{path}: {error.strerror}",
                 hint="make space, then run the same command again: finished files are kept",

@@ -57,7 +57,7 @@ def test_tables_have_all_rois_in_atlas_order(finished):
     attention = read(out, "sub-01*_desc-attention_relmat.tsv", index_col="Node")
     np.testing.assert_allclose(np.nansum(attention, axis=1), 1, atol=1e-3)
     embedding = read(out, "sub-01*_desc-functional_embedding.tsv")
-    assert embedding.shape == (450, 2 + 128) and list(embedding["name"]) == names
+    assert embedding.shape == (450, 2 + 8) and list(embedding["name"]) == names
 
 
 def test_mean_embedding_is_the_mean_of_the_windows(finished):
@@ -68,11 +68,15 @@ def test_mean_embedding_is_the_mean_of_the_windows(finished):
     np.testing.assert_allclose(windows.mean(axis=0), mean, atol=1e-5)
 
 
-def test_untrained_says_so_everywhere(finished):
-    out, result = finished
+def test_untrained_says_so_everywhere(dataset, tmp_path):
+    """Also the one run of a network of the published size."""
+    out = tmp_path / "out"
+    result = participant_level(dataset, out, "--participant-label", "03", *FAST)
+    assert result.code == 0, result.err
     assert "untrained" in result.err
+    assert read(out, "*_desc-functional_embedding.tsv").shape == (450, 2 + 128)
     sidecars = [p for p in out.glob("sub-*/**/*.json") if "Model" in json.loads(p.read_text())]
-    assert len(sidecars) == 2 * 7
+    assert len(sidecars) == sum(product.group == "embedding" for product in products().values())
     for path in sidecars:
         document = json.loads(path.read_text())
         assert document["Model"]["Trained"] is False
@@ -100,23 +104,24 @@ def test_names_are_valid_in_the_extended_schema(finished, tmp_path):
     assert [issue for issue in issues if issue.severity == "error"] == []
 
 
-def test_second_run_changes_nothing(dataset, finished, tmp_path):
+def test_second_run_changes_nothing(dataset, finished, small_model, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in data_files(out)}
-    result = participant_level(dataset, out)
+    result = participant_level(dataset, out, *small_model)
     assert result.code == 0, result.err
     assert "unchanged" in result.err
     assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in data_files(out)}
 
 
-def test_other_settings_replace_everything_and_mix_nothing(dataset, finished, tmp_path):
+def test_other_settings_replace_everything_and_mix_nothing(
+    dataset, finished, small_model, tmp_path
+):
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
     settings = ("--participant-label", "01", "--nuisance", "none", "--parcel-method", "pca", *FAST)
-    result = participant_level(dataset, out, *settings)
+    result = participant_level(dataset, out, *small_model, *settings)
     assert result.code == 0, result.err
-    files = data_files(out / "sub-01")
     files = [p for p in out.glob("sub-01/**/*") if p.suffix in (".tsv", ".npz")]
     assert len(files) == len(products())
     assert not list(out.glob("sub-01/**/*_stat-mean_*"))
@@ -125,15 +130,14 @@ def test_other_settings_replace_everything_and_mix_nothing(dataset, finished, tm
         assert (used["ParcelMethod"], used["NuisanceStrategy"]["name"]) == ("pca", "none")
 
 
-def test_another_scaling_keeps_the_time_series(dataset, finished, tmp_path):
+def test_another_scaling_keeps_the_time_series(dataset, finished, small_model, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
     (series,) = out.glob("sub-01/**/*_stat-mean_timeseries.tsv")
     (embedding,) = out.glob("sub-01/**/*_desc-functional_embedding.tsv")
     before = series.stat().st_mtime_ns, embedding.read_bytes()
-    result = participant_level(
-        dataset, out, "--participant-label", "sub-01", "--scaling", "zscore", *FAST
-    )
+    arguments = ("--participant-label", "sub-01", "--scaling", "zscore", *FAST)
+    result = participant_level(dataset, out, *small_model, *arguments)
     assert result.code == 0, result.err
     assert series.stat().st_mtime_ns == before[0]
     assert embedding.read_bytes() != before[1]
@@ -179,21 +183,20 @@ def test_written_settings_repeat_the_run(dataset, finished, tmp_path):
     assert result.out.count("  run ") == 2
 
 
-def test_one_broken_participant_does_not_stop_the_other(bids, tmp_path):
+def test_first_crash_stops_the_others_when_asked(bids, small_model, tmp_path):
+    """Without the option they are complete: see test_bad_inputs."""
     (bold,) = bids.glob("derivatives/**/sub-01*_desc-preproc_bold.nii.gz")
     bold.write_bytes(bold.read_bytes()[: bold.stat().st_size // 2])
     out = tmp_path / "out"
-    result = participant_level(bids, out, *FAST)
+    result = participant_level(bids, out, *small_model, "--nprocs", "1", "--stop-on-first-crash")
     assert result.code == 1
     assert "Traceback" not in result.err
     assert bold.name in result.err
-    assert not list(out.glob("sub-01/**/*.tsv"))
-    assert len([p for p in out.glob("sub-03/**/*") if p.suffix in (".tsv", ".npz")]) == len(
-        products()
-    )
+    assert not data_files(out)
     (summary,) = (out / "logs").glob("*_summary.tsv")
     table = pd.read_csv(summary, sep="\t", dtype=str).set_index("participant")
-    assert table["status"].to_dict() == {"01": "failed", "03": "done"}
+    assert table["status"].to_dict() == {"01": "failed", "03": "not run"}
+    assert "sub-03: done" not in result.err
 
 
 def test_short_run_gets_time_series_but_no_embedding(bids, tmp_path):
@@ -213,10 +216,12 @@ def test_short_run_gets_time_series_but_no_embedding(bids, tmp_path):
     assert not list(out.glob("sub-01/**/*embedding*"))
 
 
-def test_killed_run_leaves_no_half_written_file_and_goes_on(dataset, finished, tmp_path):
+def test_killed_run_leaves_no_half_written_file_and_goes_on(
+    dataset, finished, small_model, tmp_path
+):
     out = tmp_path / "out"
     program = Path(sys.executable).with_name("bsym-bids")
-    call = [program, dataset, out, "participant", "--model", "untrained"]
+    call = [program, dataset, out, "participant", *small_model]
     process = subprocess.Popen(call, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(out.glob("sub-*/**/*relmat.json")) and time.monotonic() < deadline:
@@ -225,8 +230,9 @@ def test_killed_run_leaves_no_half_written_file_and_goes_on(dataset, finished, t
     process.wait()
     for path in out.glob("sub-*/**/*.json"):
         json.loads(path.read_text())
-    result = participant_level(dataset, out)
+    result = participant_level(dataset, out, *small_model)
     assert result.code == 0, result.err
+    assert not [p for p in out.rglob("*") if p.name.endswith(".part")]
     for path in data_files(finished[0]):
         again = out / path.relative_to(finished[0])
         if path.suffix == ".tsv":
@@ -239,13 +245,13 @@ def can_be_somebody_else() -> bool:
 
 
 @pytest.mark.skipif(not can_be_somebody_else(), reason="user namespaces are not permitted here")
-def test_runs_as_a_user_without_name_and_home(dataset, tmp_path):
+def test_runs_as_a_user_without_name_and_home(dataset, small_model, tmp_path):
     cwd, out = tmp_path / "cwd", tmp_path / "out"
     cwd.mkdir()
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "USER", "LOGNAME")}
     program = Path(sys.executable).with_name("bsym-bids")
     call = ["unshare", "--user", "--map-user=12345", "--map-group=12345", program]
-    call += [dataset, out, "participant", "--model", "untrained", "--participant-label", "01"]
+    call += [dataset, out, "participant", *small_model, "--participant-label", "01"]
     done = subprocess.run(
         [*call, *FAST], env=environment, cwd=cwd, capture_output=True, text=True, check=False
     )
@@ -253,20 +259,19 @@ def test_runs_as_a_user_without_name_and_home(dataset, tmp_path):
     assert not list(cwd.iterdir())
 
 
-def test_named_plugin_is_used(dataset, tmp_path):
+def test_named_plugin_is_used(dataset, small_model, tmp_path):
     plugin = tmp_path / "plugin.yml"
     plugin.write_text("{plugin: Linear}")
-    result = participant_level(
-        dataset, tmp_path / "out", "--participant-label", "03", "--use-plugin", plugin, *FAST
-    )
+    arguments = ("--participant-label", "03", "--use-plugin", plugin, *FAST)
+    result = participant_level(dataset, tmp_path / "out", *small_model, *arguments)
     assert result.code == 0, result.err
     (log,) = (tmp_path / "out" / "logs").glob("*.log")
     assert "Running serially" in log.read_text()
 
 
-def test_work_directory_is_used_and_cleaned(dataset, tmp_path):
+def test_work_directory_is_used_and_cleaned(dataset, small_model, tmp_path):
     out, work = tmp_path / "out", tmp_path / "scratch"
-    arguments = ("--participant-label", "03", "-w", work, *FAST)
+    arguments = (*small_model, "--participant-label", "03", "-w", work, *FAST)
     assert participant_level(dataset, out, *arguments).code == 0
     assert (work / "bsym" / "sub_03").is_dir()
     assert not (out / "work").exists()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from nipype.interfaces.base import BaseInterfaceInputSpec, TraitedSpec, traits
 from nipype.pipeline.engine import Node, Workflow
@@ -45,23 +49,45 @@ class Act(PlainInterface):
                 raise ZeroDivisionError("a fault of ours")
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "terminated":
+                os.kill(os.getpid(), signal.SIGTERM)
+            case "full":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            case "bookkeeping":
+                # Nipype cannot keep the inputs and the result of a step whose folder is gone.
+                folder.rename(folder.with_name("gone"))
+                folder.touch()
+            case "slower_explained":
+                time.sleep(1)
+                raise BadDataError("file.nii.gz: broken")
+            case _ if self.inputs.behaviour.startswith("slow"):
+                (folder.parents[2] / f"{self.inputs.behaviour}.pid").write_text(str(os.getpid()))
+                time.sleep(0.5 if self.inputs.behaviour != "slowest" else 60)
         return {"done": True}
 
 
-def run(tmp_path: Path, *behaviours: str) -> tuple[list[tuple[str, str]], Exception | None]:
+def graph(tmp_path: Path, *behaviours: str, stop: bool = False, **needs: float) -> Workflow:
     workflow = Workflow("bsym", base_dir=str(tmp_path))
     workflow.config["execution"] = {
         "crashdump_dir": str(tmp_path / "crash"),
         "crashfile_format": "txt",
         "poll_sleep_duration": "0.05",
         "create_report": "false",
+        "stop_on_first_crash": str(stop).lower(),
     }
     for behaviour in behaviours:
         inner = Workflow(behaviour)
-        inner.add_nodes([Node(Act(behaviour=behaviour), name="act")])
+        inner.add_nodes([Node(Act(behaviour=behaviour), name="act", **needs)])
         workflow.add_nodes([inner])
+    return workflow
+
+
+def run(
+    tmp_path: Path, *behaviours: str, limits: tuple[int, float] = (1, 4.0), **options: float
+) -> tuple[list[tuple[str, str]], Exception | None]:
+    workflow = graph(tmp_path, *behaviours, **options)
     seen: list[tuple[str, str]] = []
-    plugin = choose_plugin(None, 1, 4.0)
+    plugin = choose_plugin(None, *limits)
     error = run_graph(
         workflow, plugin.build(lambda node, status: seen.append((node.fullname, status)))
     )
@@ -98,9 +124,109 @@ def test_killed_worker_is_noticed_and_the_others_run(tmp_path):
     assert ("bsym.good.act", "end") in seen
 
 
+@pytest.mark.parametrize("behaviour", ["killed", "terminated"])
+def test_worker_that_is_told_to_end_counts_as_killed(tmp_path, behaviour):
+    # Some systems ask before they kill: both may go better alone.
+    seen, _ = run(tmp_path, behaviour, "good")
+    assert reason(tmp_path, behaviour).worker_died
+    assert ("bsym.good.act", "end") in seen
+
+
+@pytest.mark.parametrize(
+    ("limits", "needs", "at_once"),
+    [
+        ((2, 4.0), {}, 2),
+        ((1, 4.0), {}, 1),
+        ((2, 4.0), {"n_procs": 2}, 1),
+        ((2, 1.0), {"mem_gb": 0.6}, 1),
+        ((2, 1.0), {"mem_gb": 0.4}, 2),
+        # what needs more than there is runs all the same, alone
+        ((2, 0.1), {"mem_gb": 1.5}, 1),
+        ((1, 4.0), {"n_procs": 8}, 1),
+    ],
+)
+def test_processes_and_memory_are_limits(tmp_path, limits, needs, at_once):
+    seen, error = run(tmp_path, "slow_a", "slow_b", limits=limits, **needs)
+    assert error is None
+    running = [{"start": 1, "end": -1}[status] for _, status in seen]
+    assert max(sum(running[:count]) for count in range(1, 5)) == at_once
+
+
+def test_full_work_directory_is_explained(tmp_path):
+    run(tmp_path, "full")
+    failure = reason(tmp_path, "full")
+    folder = tmp_path / "bsym" / "full" / "act"
+    assert failure.message == f"{folder}: No space left on device"
+    assert failure.exit_code == 74 and not failure.worker_died
+
+
+def test_failure_of_nipypes_own_bookkeeping_is_no_dead_worker(tmp_path):
+    seen, error = run(tmp_path, "bookkeeping", "good")
+    assert error is not None and ("bsym.good.act", "end") in seen
+    failure = reason(tmp_path, "bookkeeping")
+    assert not failure.worker_died
+    assert WORKER_DIED not in failure.message and "crash-" in failure.message
+
+
+def test_record_that_was_cut_short_gives_way_to_the_crash_file(tmp_path):
+    folder, crash = tmp_path / "run", tmp_path / "crash"
+    (folder / "act").mkdir(parents=True)
+    crash.mkdir()
+    (folder / "act" / "failure.json").touch()
+    assert failure_of(folder, crash, 0.0) is None
+    text = "Node: bsym.sub_01.run.act\nOSError: [Errno 28] No space left on device: 'x'\n"
+    (crash / "crash-1.txt").write_text(text)
+    failure = failure_of(folder, crash, 0.0)
+    assert failure.exit_code == 74 and "No space left" in failure.message
+    (folder / "act" / "failure.json").write_text(
+        json.dumps({"message": "m", "hint": "h", "exit_code": 65})
+    )
+    assert failure_of(folder, crash, 0.0).message == "m"
+
+
+def test_first_crash_stops_the_others_when_asked(tmp_path):
+    seen, error = run(tmp_path, "explained", "good", "slow", stop=True)
+    assert "broken" in str(error)
+    assert [status for name, status in seen if name != "bsym.explained.act"] == []
+    assert reason(tmp_path, "good") is None
+
+
+@pytest.mark.parametrize("stopped_by", ["crash", "interrupt"])
+def test_no_worker_goes_on_when_the_graph_ends_early(tmp_path, stopped_by):
+    behaviours = ("slowest", "slower_explained")
+    workflow = graph(tmp_path, *behaviours[: 1 if stopped_by == "interrupt" else 2], stop=True)
+
+    def note(node, status):
+        if stopped_by == "interrupt" and status == "start":
+            threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    plugin = choose_plugin(None, 2, 4.0).build(note)
+    started = time.monotonic()
+    if stopped_by == "interrupt":
+        with pytest.raises(KeyboardInterrupt):
+            run_graph(workflow, plugin)
+    else:
+        assert run_graph(workflow, plugin) is not None
+    assert time.monotonic() - started < 20
+    pid = int((tmp_path / "slowest.pid").read_text())
+    assert not psutil.pid_exists(pid)
+
+
+def test_interrupt_of_a_worker_is_left_to_the_program(capfd):
+    # Ctrl-C reaches the workers as well; one at rest would print a traceback.
+    plugin = choose_plugin(None, 1, 4.0).build(lambda *_: None)
+    worker = plugin.pool.submit(os.getpid).result(timeout=20)
+    os.kill(worker, signal.SIGINT)
+    assert plugin.pool.submit(os.getpid).result(timeout=20) == worker
+    plugin.pool.shutdown()
+    assert capfd.readouterr().err == ""
+
+
 def test_failure_without_record():
     assert "no reason" in unrecorded(None).message
     assert unrecorded(RuntimeError("first\nlast\n")).message == "last"
+    # Nipype could not even write its crash file.
+    assert unrecorded(OSError(errno.ENOSPC, "No space left on device")).exit_code == 74
 
 
 @pytest.mark.parametrize(
@@ -133,3 +259,11 @@ def test_plugin_arguments_arrive(tmp_path):
     file.write_text("{plugin: SLURM, plugin_args: {sbatch_args: '--mem=4G'}}")
     choice = choose_plugin(file, 1, 1.0)
     assert (choice.name, choice.arguments) == ("SLURM", {"sbatch_args": "--mem=4G"})
+
+
+def test_plugin_that_does_not_take_its_arguments(tmp_path):
+    file = tmp_path / "plugin.yml"
+    file.write_text("{plugin: MultiProc, plugin_args: {n_procs: many}}")
+    with pytest.raises(UsageError, match="local") as caught:
+        choose_plugin(file, 1, 1.0).build(lambda *_: None)
+    assert "plugin_args" in caught.value.hint

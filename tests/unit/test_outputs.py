@@ -124,6 +124,42 @@ def test_failed_write_leaves_the_old_group_whole(tmp_path, number, kind):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    old, new = tmp_path / "old.tsv", tmp_path / "new.tsv"
+    for name in (".old.tsv.part", ".old.json.part", ".new.tsv.part"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".other.tsv.part").write_text("of another run")
+    publish([output(new)], "one", stale=[old])
+    assert sorted(p.name for p in tmp_path.glob(".*")) == [".other.tsv.part"]
+
+
+@pytest.mark.parametrize("name", ["b.tsv", "b.json"])
+def test_file_that_cannot_be_replaced_is_named(tmp_path, name):
+    paths = [tmp_path / "a.tsv", tmp_path / "b.tsv"]
+    publish([output(path) for path in paths], "one")
+    (tmp_path / name).unlink()
+    (tmp_path / name / "inside").mkdir(parents=True)
+    with pytest.raises(CannotCreateOutputError, match=name.replace(".", r"\.")) as caught:
+        publish([output(path, 2.0) for path in paths], "two")
+    assert "permissions" in caught.value.hint
+    assert not is_complete(paths, "one") and not is_complete(paths, "two")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_folder_in_the_place_of_a_file_counts_as_not_done(tmp_path):
+    publish([output(tmp_path / "a.tsv")], "one")
+    (tmp_path / "a.tsv").unlink()
+    (tmp_path / "a.tsv").mkdir()
+    assert not is_complete([tmp_path / "a.tsv"], "one")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", '{"Fingerprint": null}', "{"])
+def test_broken_sidecar_counts_as_not_done(tmp_path, text):
+    publish([output(tmp_path / "a.tsv")], "one")
+    (tmp_path / "a.json").write_text(text)
+    assert not is_complete([tmp_path / "a.tsv"], "one")
+
+
 def test_kill_between_renames_counts_as_not_done(tmp_path, monkeypatch):
     import os
 
