@@ -239,6 +239,20 @@ def test_killed_run_leaves_no_half_written_file_and_goes_on(
             assert again.read_bytes() == path.read_bytes(), path.name
 
 
+def test_two_processes_on_one_run_do_not_disturb_each_other(dataset, small_model, tmp_path):
+    out = tmp_path / "out"
+    program = Path(sys.executable).with_name("bsym-bids")
+    call = [program, dataset, out, "participant", *small_model, *FAST]
+    call += ["--participant-label", "03"]
+    both = [subprocess.Popen(call, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 73], said
+    assert sum("another process is working on this run" in text for text in said) == 1
+    assert len(data_files(out)) == len(products())
+    again = participant_level(dataset, out, *small_model, "--participant-label", "03", *FAST)
+    assert again.code == 0 and "unchanged" in again.err
+
+
 def can_be_somebody_else() -> bool:
     call = ["unshare", "--user", "--map-user=12345", "true"]
     return shutil.which("unshare") is not None and subprocess.run(call, check=False).returncode == 0
