@@ -23,6 +23,13 @@ _PATHS = {
     "use_plugin",
     "bids_database_dir",
 }
+#: What labels may carry, in a file as on the command line.
+_PREFIXES = {
+    "participant_label": "sub-",
+    "session_label": "ses-",
+    "task_id": "task-",
+    "run_id": "run-",
+}
 DEFAULT_SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "fsLR")
 SCALINGS = ("robust", "zscore", "none")
 PARCEL_METHODS = ("mean", "pca")
@@ -215,7 +222,8 @@ def _typed(path: Path, name: str, value: Any, declared: str) -> Any:
     if declared.startswith("tuple"):
         if not isinstance(value, list | str):
             raise wrong
-        return (value,) if isinstance(value, str) else tuple(str(entry) for entry in value)
+        entries = [value] if isinstance(value, str) else value
+        return tuple(str(entry).removeprefix(_PREFIXES.get(name, "")) for entry in entries)
     if name in _PATHS:
         if not isinstance(value, str):
             raise wrong

@@ -72,6 +72,13 @@ def test_written_settings_repeat_the_run(tmp_path):
     assert parse_config([*CALL, "--config", str(tmp_path / "run.toml")]) == config
 
 
+def test_labels_in_a_file_may_carry_their_prefixes(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('participant_label = ["sub-01", "02"]\ntask_id = "task-rest"\n')
+    values = read_toml(file)
+    assert values == {"participant_label": ("01", "02"), "task_id": ("rest",)}
+
+
 def test_command_line_wins_over_file(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text('nuisance = "36p"\nhigh-pass = 1\nspace = "fsLR"\n')
