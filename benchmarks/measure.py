@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,18 +19,12 @@ class Cost:
     ----------
     seconds : float
         Wall time of the call itself, without imports.
-    process_seconds : float
-        Wall time of the whole process.
     megabytes : float
         Peak resident memory of the whole process, in 10^6 bytes.
-    result : Any
-        What the call returned, as far as JSON can carry it.
     """
 
     seconds: float
-    process_seconds: float
     megabytes: float
-    result: Any
 
 
 def measure(script: Path, task: str, *arguments: str) -> Cost:
@@ -48,7 +41,6 @@ def measure(script: Path, task: str, *arguments: str) -> Cost:
     -------
     Cost
     """
-    started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, script, "--task", task, *arguments], stdout=subprocess.PIPE, text=True
     )
@@ -58,13 +50,12 @@ def measure(script: Path, task: str, *arguments: str) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{task}: exit code {process.returncode}")
-    seconds, result = json.loads(output.splitlines()[-1])
     # Linux gives the peak in KiB.
-    return Cost(seconds, time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e6, result)
+    return Cost(float(output.splitlines()[-1]), usage.ru_maxrss * 1024 / 1e6)
 
 
-def timed(call: Any) -> None:
-    """Call a function without arguments and print its wall time and result for `measure`."""
+def timed(call: Callable[[], object]) -> None:
+    """Call a function and print its wall time for `measure`."""
     started = time.perf_counter()
-    result = call()
-    print(json.dumps([time.perf_counter() - started, result]))
+    call()
+    print(time.perf_counter() - started)

@@ -306,8 +306,8 @@ def _framewise_displacement(table: _Table, notes: list[str]) -> NDArray[np.float
         return None
     try:
         return table.numbers(_FD, [], first=0.0)
-    except BadDataError as error:
-        notes.append(f"{_FD} cannot be used: {error}")
+    except BadDataError:
+        notes.append(f"{_FD} has gaps, or cells that are no numbers: not used")
         return None
 
 

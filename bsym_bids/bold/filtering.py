@@ -8,7 +8,8 @@ from scipy import signal
 
 from bsym_bids.errors import BadDataError, UsageError
 
-_ORDER = 5
+#: Of the Butterworth filter, once forth and once back.
+ORDER = 5
 
 
 def check_cutoffs(high_pass: float, low_pass: float, repetition_time: float) -> None:
@@ -74,7 +75,7 @@ def butterworth(
         cutoffs, kind = [high_pass, low_pass], "bandpass"
     else:
         cutoffs, kind = high_pass or low_pass, "highpass" if high_pass else "lowpass"
-    sections = signal.butter(_ORDER, cutoffs, btype=kind, output="sos", fs=1 / repetition_time)
+    sections = signal.butter(ORDER, cutoffs, btype=kind, output="sos", fs=1 / repetition_time)
     try:
         return signal.sosfiltfilt(sections, series, axis=0)
     except ValueError as error:

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from bsym_bids.errors import BadDataError, UsageError
 
-# A spread below these shares of the largest deviation, or of the location, is no spread. BOLD with
-# strong motion spikes reaches 20 interquartile ranges; one ROI at thousands would drown the others.
-_TINY_SPREAD = 1e-2
+#: A spread below this share of the largest deviation is no spread, nor one below `_ROUNDING` of the
+#: location: one ROI at thousands of its interquartile range would drown the others.
+TINY_SPREAD = 1e-2
 _ROUNDING = 1e-10
 
 
@@ -50,5 +50,5 @@ def scale(
     else:
         location, spread = values.mean(axis=0), values.std(axis=0, ddof=1)
     largest = np.abs(values - location).max(axis=0)
-    flat = spread <= np.maximum(_TINY_SPREAD * largest, _ROUNDING * np.abs(location))
+    flat = spread <= np.maximum(TINY_SPREAD * largest, _ROUNDING * np.abs(location))
     return (timeseries - location) / np.where(flat, np.nan, spread)

@@ -219,9 +219,9 @@ def _pooled(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Sums before quotients: the mean of the windows' R2 would be ruled by the quietest of them.
     """
     squared, total, _, absolute, frames = scores.sum(0)
-    r2 = np.full(total.shape, np.nan)
-    np.divide(squared, total, out=r2, where=total > 0)
-    return 1 - r2, _nanmean(scores[:, 2]), absolute / frames
+    unexplained = np.full(total.shape, np.nan)
+    np.divide(squared, total, out=unexplained, where=total > 0)
+    return 1 - unexplained, _nanmean(scores[:, 2]), absolute / frames
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:

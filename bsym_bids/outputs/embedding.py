@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bsym_bids import atlas
 from bsym_bids.bold.cleaning import CleanedRun
 from bsym_bids.bold.resampling import TOLERANCE
+from bsym_bids.bold.scaling import TINY_SPREAD
 from bsym_bids.bold.windows import MAX_CENSORED_SHARE, WINDOW_LENGTH, Windows
 from bsym_bids.jobs import RunJob
 from bsym_bids.model.embed import FunctionalEmbedding
@@ -192,6 +193,13 @@ def _windows_sidecar(
         "ResamplingRule": (
             f"runs within {TOLERANCE:.0%} of ModelRepetitionTime pass as they are; others are "
             "resampled as a sum of sines, without frequencies above those of the source"
+        ),
+        "ScalingRule": (
+            "statistics over kept frames; an ROI with values further than "
+            f"{1 / TINY_SPREAD:.0f} times its spread from the centre is missing"
+        ),
+        "CensoredFrameRule": (
+            "the model sees them interpolated between kept frames (PCHIP), held at both ends"
         ),
         "WindowLength": WINDOW_LENGTH,
         "WindowOnsets": [round(float(onset), 6) for onset in windows.onset_seconds],

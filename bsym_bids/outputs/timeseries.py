@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bsym_bids import atlas
 from bsym_bids.bold.cleaning import CleanedRun
 from bsym_bids.bold.connectivity import functional_connectivity
+from bsym_bids.bold.filtering import ORDER
 from bsym_bids.bold.parcellate import Parcellation, drop_low_coverage
 from bsym_bids.bold.quality import run_quality
 from bsym_bids.jobs import RunJob
@@ -183,7 +184,7 @@ def _filter_rule(job: RunJob, cleaned: CleanedRun) -> str:
         return "none"
     if job.settings.strategy.filter == "cosine":
         return "discrete cosines among the regressors"
-    return "Butterworth, order 5, forth and back (zero phase), on series and confounds alike"
+    return f"Butterworth, order {ORDER}, forth and back (zero phase), on series and confounds alike"
 
 
 def _timing_notes(parcellation: Parcellation) -> list[str]:

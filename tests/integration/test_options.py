@@ -357,6 +357,14 @@ def test_machine_options_reach_the_graphs(call, stub, tmp_path):
     assert (tmp_path / "scratch").is_dir() and not (tmp_path / "out" / "work").exists()
 
 
+def test_written_settings_name_the_model_that_the_environment_gave(call, stub, tmp_path):
+    call()
+    (file,) = (tmp_path / "out" / "logs").glob("*_config.toml")
+    os.environ["BSYM_MODEL"] = "brainsymphony-v1"
+    code, _, err = call("--config", file, "--dry-run")
+    assert code == 0, err
+
+
 def test_plugin_file_reaches_the_graphs(call, stub, tmp_path):
     file = write(tmp_path / "p.yml", "{plugin: SLURM, plugin_args: {sbatch_args: --mem=4G}}")
     call("--use-plugin", file)

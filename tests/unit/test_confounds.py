@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bsym_bids.bold.censoring import censor
 from bsym_bids.bold.confounds import read_confounds
 from bsym_bids.bold.nuisance import CompCor, NuisanceStrategy, load_strategy
 from bsym_bids.errors import BadDataError, InputMissingError
@@ -82,6 +83,17 @@ def test_framewise_displacement_starts_at_zero_and_may_be_absent(tmp_path):
     assert (
         read_confounds(save(bare, tmp_path), strategy_of("csf"), N).framewise_displacement is None
     )
+
+
+@pytest.mark.parametrize("cell", [np.nan, "high"])
+def test_framewise_displacement_with_gaps_only_fails_who_asks_for_it(tmp_path, cell):
+    table = fmriprep_table().astype({"framewise_displacement": object})
+    table.loc[5, "framewise_displacement"] = cell
+    confounds = read_confounds(save(table, tmp_path), strategy_of("csf"), N)
+    assert confounds.framewise_displacement is None
+    assert [note for note in confounds.notes if "framewise_displacement has gaps" in note]
+    with pytest.raises(BadDataError, match="gaps"):
+        censor(confounds.framewise_displacement, 0.5, confounds.non_steady_state)
 
 
 def test_non_steady_state_columns_mark_frames(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from bsym_bids import __version__, atlas
 from bsym_bids.errors import CannotCreateOutputError, OutputIOError
+from bsym_bids.outputs import dataset
 from bsym_bids.outputs.dataset import (
     check_apart,
     check_location,
@@ -107,6 +108,14 @@ def test_locations_that_mix_nothing_are_taken(tmp_path, bids, output, work):
     assert set(tmp_path.rglob("*")) == before  # a check makes nothing
 
 
+def test_dataset_of_another_program_is_not_written_into_but_ours_is(tmp_path, bids):
+    (tmp_path / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "fMRIPrep"}]}')
+    with pytest.raises(CannotCreateOutputError, match="fMRIPrep"):
+        check_location(bids, tmp_path, tmp_path / "work")
+    describe_dataset(tmp_path / "ours", {})
+    check_location(bids, tmp_path / "ours", tmp_path / "work")
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "", '{"GeneratedBy": []}', '{"GeneratedBy": [{}]}'])
 def test_dataset_of_unknown_origin_is_not_written_into(tmp_path, bids, text):
     out = tmp_path / "out"
@@ -197,6 +206,13 @@ def test_description_says_what_made_it_from_what(tmp_path):
     assert not [p for p in (tmp_path / "out").rglob("*") if p.name.endswith(".part")]
 
 
+def test_second_call_keeps_the_links_of_the_first(tmp_path):
+    describe_dataset(tmp_path, {"fmriprep": tmp_path / "a"})
+    describe_dataset(tmp_path, {"other": tmp_path / "b"})
+    assert set(description(tmp_path)["DatasetLinks"]) == {"fmriprep", "other"}
+    assert description(tmp_path)["DatasetType"] == "derivative"
+
+
 def test_second_call_moves_a_link_and_keeps_what_people_wrote(tmp_path):
     describe_dataset(tmp_path, {"fmriprep": tmp_path / "a"})
     (tmp_path / "README.md").write_text("ours")
@@ -205,6 +221,15 @@ def test_second_call_moves_a_link_and_keeps_what_people_wrote(tmp_path):
     assert description(tmp_path)["DatasetLinks"] == {"fmriprep": (tmp_path / "b").as_uri()}
     assert (tmp_path / "README.md").read_text() == "ours"
     assert (tmp_path / ".bidsignore").read_text() == "extra\n"
+
+
+def test_a_link_that_moves_is_told(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(dataset.LOGGER, "warning", lambda text, *values: said.append(text % values))
+    for folder in ("a", "a", "b"):
+        describe_dataset(tmp_path, {"fmriprep": tmp_path / folder})
+    (only,) = said
+    assert (tmp_path / "a").as_uri() in only and (tmp_path / "b").as_uri() in only
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"DatasetLinks": null}', '{"DatasetLinks": 3}'])

@@ -173,6 +173,18 @@ def test_values_at_censored_frames_have_no_influence():
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("filter", ["butterworth", "cosine"])
+def test_a_value_that_is_missing_at_a_censored_frame_is_not_missed(filter):
+    series, confounds = make_run(seed=8)
+    censored = some_censored(len(series), seed=8)
+    options = {"high_pass": 0.01, "filter": filter}
+    expected = denoise(series, TR, confounds, censored, **options).timeseries
+    lacking = series.copy()
+    lacking[censored] = np.nan
+    found = denoise(lacking, TR, confounds, censored, **options).timeseries
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_none_at_all_gives_the_series_back():
     series, _ = make_run()
     found = denoise(series, TR, detrend=False)

@@ -135,6 +135,14 @@ def test_changed_input_files_make_everything_anew(run, role, change):
     assert all(before[group] != after[group] for group in before)
 
 
+def test_a_changed_description_of_the_confounds_makes_everything_anew(run):
+    # Older tables tell the mask of a CompCor component there.
+    before = job_of(run).fingerprints
+    run.confounds.with_suffix(".json").write_text("{}")
+    after = job_of(run).fingerprints
+    assert all(before[group] != after[group] for group in before)
+
+
 def test_repetition_time_and_version_make_everything_anew(run, monkeypatch):
     before = job_of(run).fingerprints
     slower = job_of(replace(run, repetition_time=2.0)).fingerprints

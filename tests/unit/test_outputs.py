@@ -1,5 +1,4 @@
 import errno
-import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +6,6 @@ import pandas as pd
 import pytest
 
 from bsym_bids.errors import CannotCreateOutputError, OutputIOError
-from bsym_bids.outputs.dataset import check_location, check_space, describe_dataset
 from bsym_bids.outputs.names import RunNames, products, sidecar_of
 from bsym_bids.outputs.publish import (
     OutputFile,
@@ -189,42 +187,3 @@ def test_fingerprint_depends_on_every_part(tmp_path):
     assert first != fingerprint({"a": 1, "b": 3}, file_identity(file))
     file.write_text("other")
     assert first != fingerprint({"a": 1, "b": 2}, file_identity(file))
-
-
-def test_output_must_not_mix_with_input(tmp_path):
-    bids = tmp_path / "bids"
-    (bids / "sub-01").mkdir(parents=True)
-    for folder in (bids, bids / "sub-01", bids / "out"):
-        with pytest.raises(CannotCreateOutputError) as caught:
-            check_location(bids, folder, tmp_path / "work")
-        assert caught.value.hint
-    with pytest.raises(CannotCreateOutputError, match="work"):
-        check_location(bids, tmp_path / "out", bids / "sub-01")
-    with pytest.raises(CannotCreateOutputError, match="work"):
-        check_location(bids, tmp_path / "out", tmp_path / "out")
-    check_location(bids, bids / "derivatives" / "bsym", bids / "derivatives" / "bsym" / "work")
-
-
-def test_output_must_not_be_another_dataset(tmp_path):
-    (tmp_path / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "fMRIPrep"}]}')
-    with pytest.raises(CannotCreateOutputError, match="fMRIPrep"):
-        check_location(tmp_path / "bids", tmp_path, tmp_path / "work")
-    (tmp_path / "dataset_description.json").write_text("{}")
-    with pytest.raises(CannotCreateOutputError, match="unknown"):
-        check_location(tmp_path / "bids", tmp_path, tmp_path / "work")
-    describe_dataset(tmp_path / "ours", {})
-    check_location(tmp_path / "bids", tmp_path / "ours", tmp_path / "work")
-
-
-def test_description_keeps_the_links_of_all_calls(tmp_path):
-    describe_dataset(tmp_path, {"fmriprep": tmp_path / "a"})
-    describe_dataset(tmp_path, {"other": tmp_path / "b"})
-    document = json.loads((tmp_path / "dataset_description.json").read_text())
-    assert set(document["DatasetLinks"]) == {"fmriprep", "other"}
-    assert document["DatasetType"] == "derivative"
-
-
-def test_too_little_space_is_refused(tmp_path):
-    check_space(tmp_path, 1)
-    with pytest.raises(OutputIOError, match="MB free"):
-        check_space(tmp_path, 10**18)
