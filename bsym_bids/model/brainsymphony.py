@@ -12,8 +12,10 @@ S channels of the convolution (64), P width of a projection of the Perceiver (64
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from operator import call
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bsym_bids.errors import BadDataError
-from bsym_bids.model.attention import attend_with_marginals, signed_softmax
+from bsym_bids.model.attention import attend_to_grid, signed_softmax
 from bsym_bids.model.state_dicts import StateDict
+from bsym_bids.model.threads import in_threads, one_thread
 
 ATTENTIONS = ("first_hop", "multi_hop", "diffusion")
 _KERNEL = 5  # samples that the context convolution sees
 _DIFFUSION_STEPS = 9
-_ROIS_AT_ONCE = 25  # keys of the Perceiver are made for this many ROIs at a time
+_ROIS_AT_ONCE = 25  # the context module predicts the samples of this many ROIs at a time
 
 
 @dataclass(frozen=True)
@@ -295,12 +298,25 @@ class CrossAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def project(self, x: Tensor, which: slice) -> Tensor:
-        """Map (N, D) to one or more of query (0), key (1), value (2): (n, H, N, D / H)."""
-        width = self.out_proj.in_features
-        rows = slice(which.start * width, which.stop * width)
-        projected = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
-        return projected.unflatten(-1, (-1, self.heads, width // self.heads)).permute(1, 2, 0, 3)
+    def queries(self, x: Tensor) -> Tensor:
+        """Map (Q, D) to a query of each head in the space of tokens, (H, Q, D).
+
+        Their products with tokens are the scaled logits, but for constants over tokens, which the
+        softmax does not see.
+        """
+        to_query, to_key, _ = self._by_head(self.in_proj_weight)
+        query = x @ to_query.mT + self._by_head(self.in_proj_bias)[0].unsqueeze(1)  # (H, Q, D / H)
+        return query @ to_key * query.shape[-1] ** -0.5
+
+    def outputs(self, attended: Tensor) -> Tensor:
+        """Map the mean token that each head attends to, (H, Q, D), to what comes out, (Q, D)."""
+        to_value = self._by_head(self.in_proj_weight)[2]
+        values = attended @ to_value.mT + self._by_head(self.in_proj_bias)[2].unsqueeze(1)
+        return self.out_proj(values.transpose(0, 1).flatten(1))
+
+    def _by_head(self, projection: Tensor) -> Tensor:
+        """Return weight or bias of query, key and value: (3, H, D / H, ...)."""
+        return projection.unflatten(0, (3, self.heads, -1))
 
 
 class Perceiver(nn.Module):
@@ -372,67 +388,59 @@ class Perceiver(nn.Module):
             "channels": state.size(("signal_proj.weight", 1)),
         }
 
-    def tokens(self, roi: Tensor, time: Tensor, signal: Tensor, conv: nn.Conv1d) -> Tensor:
-        """Return the tokens of some ROIs, (rois * T, D), time running fastest.
+    def token_parts(
+        self, roi: Tensor, time: Tensor, conv: nn.Conv1d
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what tokens are sums of: a part per ROI, one per frame, and a convolution.
 
         As published, a token is ``input_ln(input_proj(concat(roi_proj(roi), time_proj(time),
-        signal_proj(conv(signal)))))``. Up to the norm this is a sum of three parts, so that the
-        first is computed per ROI and the second per frame; in the third, nothing but linear maps
-        follow one another, and they are one convolution.
+        signal_proj(conv(signal)))))``. Nothing but linear maps follow one another before the norm,
+        so that the token of ROI r and frame t is, up to the norm, ``roi_part[r] + time_part[t] +
+        kernel @ w``, with ``w = signal[r, t - 2 : t + 3]``, zeros beyond both ends.
+        Differentiable.
 
         Parameters
         ----------
         roi : Tensor
-            ROI embeddings (rois, D).
+            ROI embeddings (..., R, D).
         time : Tensor
-            Embeddings of frames (T, D).
-        signal : Tensor
-            Samples (rois, T).
+            Embeddings of frames (..., T, D).
         conv : nn.Conv1d
             The convolution of the context module.
+
+        Returns
+        -------
+        roi_part : Tensor
+            (..., R, D), with every bias in it.
+        time_part : Tensor
+            (..., T, D).
+        kernel : Tensor
+            (D, 5).
         """
         of_roi, of_time, of_signal = self.input_proj.weight.chunk(3, dim=1)  # (D, P) each
-        roi_part = F.linear(self.roi_proj(roi), of_roi, self.input_proj.bias)  # (rois, D)
-        time_part = F.linear(self.time_proj(time), of_time)  # (T, D)
-        kernel = of_signal @ self.signal_proj.weight @ conv.weight[:, 0]  # (D, 5)
-        bias = of_signal @ (self.signal_proj.weight @ conv.bias + self.signal_proj.bias)
-        signal_part = F.conv1d(signal.unsqueeze(1), kernel.unsqueeze(1), bias, padding=_KERNEL // 2)
-        tokens = roi_part.unsqueeze(1) + time_part + signal_part.mT  # (rois, T, D)
-        return self.input_ln(tokens).flatten(0, 1)
-
-    def _keys_and_values(
-        self, roi: Tensor, time: Tensor, signal: Tensor, conv: nn.Conv1d
-    ) -> tuple[Tensor, Tensor]:
-        """Return keys and values of all tokens, (H, R * T, D / H) each."""
-        heads = self.cross_attn.heads
-        both = signal.new_empty(2, heads, *signal.shape, self.width // heads)
-        for start in range(0, len(roi), _ROIS_AT_ONCE):
-            rois = slice(start, start + _ROIS_AT_ONCE)
-            tokens = self.tokens(roi[rois], time, signal[rois], conv)
-            projected = self.cross_attn.project(tokens, slice(1, 3))
-            both[:, :, rois] = projected.unflatten(2, (-1, signal.shape[1]))
-        key, value = both.flatten(2, 3)
-        return key, value
+        of_channels = of_signal @ self.signal_proj.weight  # (D, S)
+        bias = self.input_proj.bias + of_signal @ self.signal_proj.bias + of_channels @ conv.bias
+        roi_part = F.linear(self.roi_proj(roi), of_roi, bias)
+        time_part = F.linear(self.time_proj(time), of_time)
+        return roi_part, time_part, of_channels @ conv.weight[:, 0]
 
     def forward(
-        self,
-        roi: Tensor,
-        time: Tensor,
-        signal: Tensor,
-        conv: nn.Conv1d,
-        code: Tensor,
-        attention_maps: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Read one window.
+        self, roi: Tensor, time: Tensor, signal: Tensor, conv: nn.Conv1d, code: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Read one window. Has no gradient, see `attend_to_grid`.
 
         Parameters
         ----------
-        roi, time, signal, conv
-            As `tokens` takes them, for all ROIs.
+        roi : Tensor
+            ROI embeddings (R, D).
+        time : Tensor
+            Embeddings of frames (T, D).
+        signal : Tensor
+            Samples (R, T).
+        conv : nn.Conv1d
+            The convolution of the context module.
         code : Tensor
             Positional code of the ROIs (R, D).
-        attention_maps : bool
-            Whether to return the attention, which takes longer.
 
         Returns
         -------
@@ -440,21 +448,20 @@ class Perceiver(nn.Module):
             Functional embedding (R, D).
         reconstruction : Tensor
             (R, T).
-        over_roi, over_time : Tensor or None
+        over_roi, over_time : Tensor
             Attention (R, R) and (R, T), mean over heads.
         """
-        (query,) = self.cross_attn.project(self.latents + code, slice(0, 1))  # (H, R, D / H)
-        key, value = self._keys_and_values(roi, time, signal, conv)
-        over_roi = over_time = None
-        if attention_maps:
-            attended, over_roi, over_time = attend_with_marginals(query, key, value, signal.shape)
-        else:
-            attended = F.scaled_dot_product_attention(query[None], key[None], value[None])[0]
-        attended = self.cross_attn.out_proj(attended.transpose(0, 1).flatten(1))
-        latents = self.cross_attn_norm(attended)[None]
-        for block in self.latent_transformers:
-            latents = block(latents)
-        return latents[0], self.head(latents)[0], over_roi, over_time
+        gain, bias, eps = self.input_ln.weight, self.input_ln.bias, self.input_ln.eps
+        with one_thread() as threads:  # the attention shares them out better than torch does
+            query = self.cross_attn.queries(self.latents + code) * gain
+            parts = self.token_parts(roi, time, conv)
+            attended, over_roi, over_time = attend_to_grid(query, *parts, signal, eps, threads)
+            # The weights sum to 1, so that gain and bias commute with the mean of tokens.
+            attended = self.cross_attn.outputs(attended * gain + bias)
+            latents = self.cross_attn_norm(attended)[None]
+            for block in self.latent_transformers:
+                latents = block(latents)
+            return latents[0], self.head(latents)[0], over_roi, over_time
 
 
 class GraphLayer(nn.Module):
@@ -769,24 +776,27 @@ class BrainSymphony(nn.Module):
         gradients: Tensor | np.ndarray | None = None,
         roi_mask: Tensor | np.ndarray | None = None,
         attention_maps: bool = True,
+        context_prediction: bool = True,
     ) -> BrainSymphonyOutput:
         """Run every branch that has its input.
 
         Parameters
         ----------
         fmri : array, optional
-            Windows (B, R, T), scaled per ROI. They go through one at a time, so that memory does
-            not grow with their number.
+            Windows (B, R, T), scaled per ROI. They go through one at a time, on a processor one per
+            thread, so that memory does not grow with their number.
         sc : array, optional
-            Structural connectomes (B, R, R), of the same participants.
+            Structural connectomes (B, R, R), of the same participants. They go through like
+            windows.
         gradients : array, optional
             Gradient maps (B, R, 10), for weights whose positional code is made of them.
         roi_mask : array of bool, optional
             (B, R), true for ROIs that are held out of the input: the transformers see zeros and
             the context module sees its mask token, whatever ``fmri`` holds there (it may be NaN).
         attention_maps : bool
-            False leaves out ``attention_roi``, ``attention_time`` and ``structural_attention``,
-            which is faster.
+            False leaves out ``attention_roi``, ``attention_time`` and ``structural_attention``.
+        context_prediction : bool
+            False leaves out ``context_prediction``, on which nothing else depends; it is faster.
 
         Returns
         -------
@@ -802,15 +812,15 @@ class BrainSymphony(nn.Module):
         if fmri is not None:
             fmri, held_out = self._check_fmri(fmri, roi_mask)
             gradients = self._check_gradients(gradients, fmri)
-            results |= self._functional(fmri, held_out, gradients, attention_maps)
+            left_out = set() if attention_maps else {"attention_roi", "attention_time"}
+            left_out |= set() if context_prediction else {"context_prediction"}
+            results |= self._functional(fmri, held_out, gradients, left_out)
         elif roi_mask is not None:
             raise BadDataError("roi_mask: there is no fmri to hold ROIs out of")
         if sc is not None:
             sc = self._check_sc(sc, fmri)
             if self.structural is not None:
-                embedding, weights = self.structural(sc)
-                results["structural_embedding"] = embedding
-                results["structural_attention"] = weights.mean(1) if attention_maps else None
+                results |= self._structural(sc, attention_maps)
         functional = results.get("functional_embedding")
         structural = results.get("structural_embedding")
         if self.gate is not None and functional is not None and structural is not None:
@@ -824,48 +834,69 @@ class BrainSymphony(nn.Module):
         return BrainSymphonyOutput(**results)
 
     def _functional(
-        self, fmri: Tensor, held_out: Tensor, gradients: Tensor | None, attention_maps: bool
+        self, fmri: Tensor, held_out: Tensor, gradients: Tensor | None, left_out: set[str]
     ) -> dict[str, Tensor]:
-        """Run the fMRI branches over (B, R, T), one window at a time."""
-        windows = [
-            self._window(
-                fmri[[i]],
-                held_out[[i]].unsqueeze(-1),
-                None if gradients is None else gradients[[i]],
-                attention_maps,
+        """Run the fMRI branches over (B, R, T), a window at a time."""
+
+        def run(index: int) -> dict[str, Tensor]:
+            return self._window(
+                fmri[[index]],
+                held_out[[index]].unsqueeze(-1),
+                None if gradients is None else gradients[[index]],
+                left_out,
             )
-            for i in range(len(fmri))
-        ]
+
+        in_turn = in_threads if fmri.device.type == "cpu" else map
+        windows = list(in_turn(run, range(len(fmri))))
         return {name: torch.cat([window[name] for window in windows]) for name in windows[0]}
 
     def _window(
-        self, fmri: Tensor, held_out: Tensor, gradients: Tensor | None, attention_maps: bool
+        self, fmri: Tensor, held_out: Tensor, gradients: Tensor | None, left_out: set[str]
     ) -> dict[str, Tensor]:
         """Run the fMRI branches over one window (1, R, T); ``held_out`` is (1, R, 1)."""
-        results = {}
+        calls: dict[str, Callable[[], Any]] = {}
         blanked = torch.where(held_out, 0, fmri)
         if self.spatial is not None:
-            results["spatial_embedding"], code = self.spatial(blanked, gradients)
-        if self.temporal is not None:
-            results["temporal_embedding"] = self.temporal(blanked)
+            calls["spatial_embedding"] = partial(self.spatial, blanked, gradients)
         if self.context is not None:
             signal = torch.where(held_out, self.context.mask_token, fmri)
-            results["context_prediction"] = self.context(signal)
+            if "context_prediction" not in left_out:
+                calls["context_prediction"] = partial(self.context, signal)
+        if self.temporal is not None:
+            calls["temporal_embedding"] = partial(self.temporal, blanked)
+        in_turn = in_threads if fmri.device.type == "cpu" else map
+        results = dict(zip(calls, in_turn(call, list(calls.values())), strict=True))
+        if self.spatial is not None:
+            results["spatial_embedding"], code = results["spatial_embedding"]
         if self._is_functional:
-            latents, reconstruction, over_roi, over_time = self.perceiver(
+            read = self.perceiver(
                 results["spatial_embedding"][0],
                 results["temporal_embedding"][0],
                 signal[0],
                 self.context.conv1d,
                 code[0],
-                attention_maps,
             )
-            results["functional_embedding"] = latents[None]
-            results["reconstruction"] = reconstruction[None]
-            if over_roi is not None and over_time is not None:
-                results["attention_roi"] = over_roi[None]
-                results["attention_time"] = over_time[None]
+            names = ("functional_embedding", "reconstruction", "attention_roi", "attention_time")
+            results |= {
+                name: value[None]
+                for name, value in zip(names, read, strict=True)
+                if name not in left_out
+            }
         return results
+
+    def _structural(self, sc: Tensor, attention_maps: bool) -> dict[str, Tensor | None]:
+        """Run the structural branch over connectomes (B, R, R), a participant at a time."""
+
+        def run(one: Tensor) -> tuple[Tensor, Tensor | None]:
+            embedding, weights = self.structural(one[None])
+            return embedding[0], weights[0].mean(0) if attention_maps else None
+
+        in_turn = in_threads if sc.device.type == "cpu" else map
+        embeddings, weights = zip(*in_turn(run, sc), strict=True)
+        return {
+            "structural_embedding": torch.stack(embeddings),
+            "structural_attention": torch.stack(weights) if attention_maps else None,
+        }
 
     def _check_fmri(self, fmri: Any, roi_mask: Any) -> tuple[Tensor, Tensor]:
         """Return windows and mask as tensors on the network's device."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from operator import call
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bsym_bids.errors import BadDataError
+from bsym_bids.model.threads import in_threads
 
 if TYPE_CHECKING:
     from bsym_bids.model.brainsymphony import BrainSymphony
@@ -43,7 +46,7 @@ class FunctionalEmbedding:
     masked : ndarray
         (R, D) float32, see `masked_embedding`; the same for everyone, so that no row is missing.
     threads : int
-        CPU threads that it was computed with, on which the last digits hang.
+        CPU threads that it was computed with.
     """
 
     windows: np.ndarray
@@ -89,21 +92,23 @@ def embed_windows(
         that are not finite, and for a network without one of the functional branches.
     """
     missing = check_missing(windows, missing)
-    embeddings, over_time = [], []
-    over_roi = np.zeros((missing.size, missing.size))
+
+    def embed(window: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        output = model(fmri=window[None], roi_mask=missing[None], context_prediction=False)
+        if output.functional_embedding is None:
+            raise BadDataError(
+                "the network has no functional embedding",
+                hint="it takes the branches spatial, temporal, context and perceiver",
+            )
+        wanted = output.functional_embedding, output.attention_time, output.attention_roi
+        return tuple(tensor[0].numpy() for tensor in wanted)
+
     with inference(threads) as used:
-        for window in windows:
-            output = model(fmri=window[None], roi_mask=missing[None])
-            if output.functional_embedding is None:
-                raise BadDataError(
-                    "the network has no functional embedding",
-                    hint="it takes the branches spatial, temporal, context and perceiver",
-                )
-            embeddings.append(output.functional_embedding[0].numpy())
-            over_time.append(output.attention_time[0].numpy())
-            over_roi += output.attention_roi[0].numpy()
-        empty = masked_embedding(model, windows.shape[1:])
-    embedded, attended = np.stack(embeddings), np.stack(over_time)
+        calls = [partial(embed, window) for window in windows]
+        calls.append(partial(masked_embedding, model, windows.shape[1:]))
+        *results, empty = in_threads(call, calls)
+    embedded, attended, over_roi = map(np.stack, zip(*results, strict=True))
+    over_roi = over_roi.mean(0, dtype=np.float64)
     embedded[:, missing] = np.nan
     attended[:, missing] = np.nan
     over_roi[missing] = over_roi[:, missing] = np.nan
@@ -111,7 +116,7 @@ def embed_windows(
         windows=embedded,
         mean=embedded.mean(0, dtype=np.float64).astype(np.float32),
         similarity=embedding_similarity(embedded, empty),
-        attention_roi=(over_roi / len(windows)).astype(np.float32),
+        attention_roi=over_roi.astype(np.float32),
         attention_time=attended,
         missing=missing,
         masked=empty,
@@ -164,6 +169,7 @@ def masked_embedding(model: BrainSymphony, shape: tuple[int, int]) -> np.ndarray
         fmri=np.zeros((1, rois, steps), np.float32),
         roi_mask=np.ones((1, rois), bool),
         attention_maps=False,
+        context_prediction=False,
     )
     return output.functional_embedding[0].numpy()
 

@@ -15,11 +15,10 @@ from model_tiny import (
     tiny_states,
     tiny_windows,
 )
-from scipy.special import softmax
 
 from bsym_bids.errors import BadDataError
 from bsym_bids.model import BrainSymphony
-from bsym_bids.model.attention import attend_with_marginals, signed_softmax
+from bsym_bids.model.attention import signed_softmax
 from bsym_bids.model.brainsymphony import laplacian_code
 
 BRANCHES = ("spatial", "temporal", "context", "perceiver", "structural", "gate")
@@ -223,6 +222,24 @@ def test_part_of_the_branches_gives_what_it_can(branches, expected):
     assert {name for name, value in vars(output).items() if value is not None} == expected
 
 
+def test_what_is_not_asked_for_is_left_out():
+    model = tiny_model()
+    inputs = {"fmri": tiny_windows(), "sc": tiny_sc()}
+    full = model(**inputs)
+    fast = model(**inputs, attention_maps=False, context_prediction=False)
+    left_out = {"attention_roi", "attention_time", "structural_attention", "context_prediction"}
+    assert {name for name, value in vars(fast).items() if value is None} == left_out
+    for name, value in vars(full).items():
+        if name not in left_out:
+            assert torch.equal(getattr(fast, name), value), name
+
+
+def test_nothing_asked_for_is_nothing_to_compute():
+    model = build({"structural": tiny_states()["structural"]})
+    with pytest.raises(BadDataError, match="nothing to compute"):
+        model(fmri=tiny_windows(), attention_maps=False, context_prediction=False)
+
+
 def test_one_modality_gives_the_same_as_both():
     model = tiny_model()
     both = model(fmri=tiny_windows(), sc=tiny_sc())
@@ -233,13 +250,15 @@ def test_one_modality_gives_the_same_as_both():
     assert structural.functional_embedding is structural.gate is None
 
 
-def test_windows_and_participants_do_not_touch_each_other():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_windows_and_participants_do_not_touch_each_other(threads):
+    torch.set_num_threads(threads)
     model = tiny_model(attention="multi_hop")
     together = model(fmri=tiny_windows(), sc=tiny_sc())
     for i in range(2):
         alone = model(fmri=tiny_windows()[[i]], sc=tiny_sc()[[i]])
         for name, value in vars(alone).items():
-            np.testing.assert_allclose(value, getattr(together, name)[[i]], atol=1e-6)
+            np.testing.assert_allclose(value, getattr(together, name)[[i]], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -318,20 +337,6 @@ def test_held_out_rois_are_zeros_and_mask_tokens():
 
 
 # --- attention -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scale", [1, 300])
-def test_attention_with_marginals(scale):
-    draw = np.random.default_rng(0)
-    query, key, value = (
-        draw.standard_normal((2, count, 5)) * size
-        for count, size in ((37, scale), (6 * 9, 1), (6 * 9, 1))
-    )
-    weights = softmax(query @ key.swapaxes(1, 2) / np.sqrt(5), axis=-1)
-    grid = weights.mean(0).reshape(37, 6, 9)
-    results = attend_with_marginals(*map(torch.from_numpy, (query, key, value)), (6, 9))
-    for result, expected in zip(results, (weights @ value, grid.sum(2), grid.sum(1)), strict=True):
-        np.testing.assert_allclose(result, expected, atol=1e-12)
 
 
 def test_signed_softmax_is_the_published_formula():
