@@ -7,7 +7,13 @@ have an ROI axis it is in that order, starting at 0.
 from __future__ import annotations
 
 from bsym_bids.atlas.grayordinates import dlabel, dlabel_path
-from bsym_bids.atlas.grids import SPACES, labels_on_grid, roi_voxels_on_lattice, volume_path
+from bsym_bids.atlas.grids import (
+    SPACES,
+    labels_on_grid,
+    roi_volumes,
+    roi_voxels_on_lattice,
+    volume_path,
+)
 from bsym_bids.atlas.table import (
     LABEL,
     N_ROIS,
@@ -32,6 +38,7 @@ __all__ = [
     "labels_on_grid",
     "networks",
     "roi_names",
+    "roi_volumes",
     "roi_voxels_on_lattice",
     "rois",
     "table_path",

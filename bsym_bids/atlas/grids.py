@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,22 @@ def _volume(space: str, resolution: int) -> tuple[NDArray[np.uint16], NDArray[np
     with igzip.open(volume_path(space, resolution)) as file:
         image = nib.Nifti1Image.from_stream(file)
         return np.asarray(image.dataobj, dtype=np.uint16), np.asarray(image.affine)
+
+
+@cache
+def roi_volumes() -> NDArray[np.float64]:
+    """Return the volume of each ROI in the packaged 1 mm volume of MNI152NLin2009cAsym.
+
+    Returns
+    -------
+    ndarray, shape (450,)
+        In mm3. Read-only.
+    """
+    labels, affine = _volume(SPACES[0], 1)
+    voxels = np.bincount(labels.ravel(order="K"), minlength=N_ROIS + 1)[1:]
+    volumes = voxels * abs(np.linalg.det(affine[:3, :3]))
+    volumes.setflags(write=False)
+    return volumes
 
 
 def labels_on_grid(

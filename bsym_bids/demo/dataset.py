@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bsym_bids import atlas
-from bsym_bids.demo.simulation import Artefacts, artefacts, connectivity, series_with
 from bsym_bids.outputs.tables import Table
+from bsym_bids.simulation.bold import Artefacts, artefacts, series_with
+from bsym_bids.simulation.people import draw_correlation
 
 _SPACE = "MNI152NLin2009cAsym"
 _ORIGIN_MM = (-96.0, -132.0, -78.0)
@@ -90,7 +91,7 @@ def make_demo_dataset(
     for label in participants:
         person = PARTICIPANTS[label]
         rng = np.random.default_rng([seed, int(label)])
-        correlation = connectivity(person.age, rng)
+        correlation = draw_correlation(person.age, rng)
         for session, repetition_time in person.sessions.items():
             name = f"sub-{label}_ses-{session}_task-rest"
             count = math.ceil(n_volumes * 0.8 / repetition_time)

@@ -135,3 +135,13 @@ def test_grayordinates_are_matched_by_place():
 def test_other_mesh_has_no_labels():
     other = nib.cifti2.BrainModelAxis.from_surface(np.arange(100), 10242, "CortexLeft")
     assert not labels_of(other).any()
+
+
+def test_roi_volumes_are_those_of_the_1_mm_volume():
+    image = nib.load(atlas.volume_path("MNI152NLin2009cAsym", 1))
+    labels = np.asarray(image.dataobj, dtype=int)
+    voxel = np.prod(image.header.get_zooms()[:3])
+    expected = [(labels == roi.index).sum() * voxel for roi in atlas.rois()[::50]]
+    np.testing.assert_allclose(atlas.roi_volumes()[::50], expected)
+    assert atlas.roi_volumes().shape == (450,)
+    assert atlas.roi_volumes().min() > 0

@@ -1,0 +1,1 @@
+"""Simulated people: their connectivity, BOLD series and connectomes."""
