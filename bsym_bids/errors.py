@@ -7,6 +7,11 @@ specification and ``sysexits.h``.
 
 from __future__ import annotations
 
+import errno
+
+#: What a full or failing disk raises.
+DEVICE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
+
 
 class BsymError(Exception):
     """Base of all errors that are explained to the user instead of traced.

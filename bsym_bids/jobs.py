@@ -6,6 +6,7 @@ fingerprint. A run whose outputs carry the expected fingerprint is left alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bsym_bids import __version__
 from bsym_bids.errors import UsageError
-from bsym_bids.outputs.names import RunNames
+from bsym_bids.outputs.names import RunNames, sidecar_of
 from bsym_bids.outputs.publish import file_identity, fingerprint, is_complete
 
 if TYPE_CHECKING:
@@ -53,7 +54,13 @@ class Settings:
         ------
         UsageError
             The filter would let nothing pass.
+        BadDataError
+            The model was made for other ROIs or windows.
         """
+        from bsym_bids.bold.windows import WINDOW_LENGTH
+        from bsym_bids.model.contract import check_contract
+
+        check_contract(release, WINDOW_LENGTH)
         high_pass = strategy.high_pass if config.high_pass is None else config.high_pass
         low_pass = strategy.low_pass if config.low_pass is None else config.low_pass
         if 0 < low_pass <= high_pass:
@@ -121,6 +128,31 @@ class RunJob:
     def to_do(self) -> tuple[str, ...]:
         """The groups of outputs that have to be made."""
         return tuple(group for group in self.fingerprints if not self.is_done(group))
+
+    def deviations(self, repetition_time: float) -> list[str] | None:
+        """Say how windows with frames so many seconds apart differ from what the model is for."""
+        from bsym_bids.model.contract import contract_deviations
+
+        return contract_deviations(
+            self.settings.release.card, repetition_time, self.settings.embedding["Scaling"]
+        )
+
+    def expected_deviations(self) -> list[str]:
+        """Say the same before anything is read, by what the sidecar has on the run."""
+        from bsym_bids.bold.resampling import needs_resampling
+
+        wanted = self.settings.embedding["ModelRepetitionTime"]
+        own = self.run.repetition_time
+        kept = own is not None and not needs_resampling(own, wanted)
+        return self.deviations(own if kept else wanted) or []
+
+    def model_domain(self) -> str:
+        """Return the verdict in the sidecars on whether the model knows the run; empty if none."""
+        try:
+            sidecar = json.loads(sidecar_of(self.names.path("reconstruction")).read_text("utf-8"))
+            return str(sidecar["ModelDomain"]["Verdict"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return ""
 
     def sources(self) -> dict[str, str]:
         """Return BIDS URIs of the input files by their role."""

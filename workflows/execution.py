@@ -20,9 +20,14 @@ from nipype.pipeline.engine import Node, Workflow
 from nipype.pipeline.plugins.base import PluginBase
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
-from bsym_bids.errors import InputMissingError, OutputIOError, UsageError
+from bsym_bids.errors import (
+    DEVICE_ERRORS,
+    InputMissingError,
+    OutputIOError,
+    ParticipantsFailedError,
+    UsageError,
+)
 from bsym_bids.interfaces.base import FAILURE_RECORD
-from bsym_bids.outputs.publish import DEVICE_ERRORS
 
 StatusCallback = Callable[[Node, str], None]
 WORKER_DIED = "a worker process was killed (often: not enough memory)"
@@ -122,6 +127,23 @@ def _start_worker(folder: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def call_apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own and return what it returns, or raise what it raises.
+
+    Raises
+    ------
+    ParticipantsFailedError
+        The process was killed.
+    """
+    with ProcessPoolExecutor(1, initializer=_start_worker, initargs=(os.getcwd(),)) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise ParticipantsFailedError(
+                f"{WORKER_DIED}: {error}", hint="see that more memory is free"
+            ) from error
 
 
 @dataclass(frozen=True)

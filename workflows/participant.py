@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from bsym_bids.config import RunConfig, write_toml
-from bsym_bids.errors import BsymError, CannotCreateOutputError
+from bsym_bids.errors import BsymError, CannotCreateOutputError, InputMissingError
 from bsym_bids.inputs import Plan, Selection, plan_inputs, read_filter_file
 from bsym_bids.jobs import RunJob, Settings, in_chunks, jobs_of
 from bsym_bids.outputs.claims import Claims
@@ -34,6 +35,7 @@ from bsym_bids.progress import Progress
 from bsym_bids.summary import Outcome, exit_code, print_plan, print_summary, write_summary
 
 if TYPE_CHECKING:
+    from bsym_bids.model.weights import Release
     from bsym_bids.workflows.execution import Failure, PluginChoice
 
 LOGGER = logging.getLogger("bsym_bids")
@@ -61,16 +63,18 @@ def run_participant_level(config: RunConfig) -> int:
         Whatever keeps the run from starting.
     """
     from bsym_bids.bold.nuisance import load_strategy
-    from bsym_bids.model.weights import default_model_name, resolve_release
+    from bsym_bids.model.fetch import fetch_release, first_use_source
+    from bsym_bids.model.weights import default_model_name
 
     config = config.with_absolute_paths()  # the steps work in folders of their own
     _set_up_libraries(config.scratch)
     _set_up_console(config.verbose)
     check_location(config.bids_dir, config.output_dir, config.scratch)
     strategy = load_strategy(config.nuisance)
-    config = replace(config, model=config.model or default_model_name())
+    model = config.model or default_model_name()
+    config = replace(config, model=model)
     try:
-        release = resolve_release(config.model, model_dir=config.model_dir)
+        release = _find_release(model, config.model_dir)
     except BsymError:
         if config.dry_run:
             print_plan(_plan(config), None)
@@ -78,11 +82,20 @@ def run_participant_level(config: RunConfig) -> int:
     plan = _plan(config)
     for derivatives in plan.derivatives:
         check_apart(derivatives.root, config.output_dir)
+    if release is None:
+        if config.dry_run:
+            print_plan(plan, None)
+            source = first_use_source(model, config.model_dir)
+            print(f"model {model}: not here; a run would first fetch it from {source}")
+            return 0
+        release = fetch_release(model)
     jobs = jobs_of(plan, config, Settings.of(config, strategy, release))
     if config.dry_run:
         print_plan(plan, jobs)
         return 0
     plugin = _plugin(config)
+    if release.files and any("embedding" in job.to_do for runs in jobs.values() for job in runs):
+        _check_network(release)
     _prepare_folders(config, plan, sum(bool(job.to_do) for runs in jobs.values() for job in runs))
     claims = Claims([config.output_dir / "logs", config.scratch])
     with _run_log(config) as run_id, claims:
@@ -91,6 +104,7 @@ def run_participant_level(config: RunConfig) -> int:
         todo, taken = _claim(jobs, claims)
         if release.warning:
             LOGGER.warning("%s", release.warning)
+        _warn_of_deviations(todo)
         threads = _threads(config, sum(map(len, todo.values())))
         LOGGER.info("model %s, version %s", release.name, release.version)
         LOGGER.info("plugin %s %s, %d thread(s) a step", plugin.name, plugin.arguments, threads)
@@ -101,6 +115,44 @@ def run_participant_level(config: RunConfig) -> int:
         print_summary(outcomes, config.output_dir)  # first: the disk may be what failed
         write_summary(outcomes, config.output_dir / "logs" / f"{run_id}_summary.tsv")
     return exit_code(outcomes)
+
+
+def _find_release(name: str, model_dir: Path | None) -> Release | None:
+    """Return the model, or None when its files are not here but may be fetched."""
+    from bsym_bids.model.fetch import first_use_source
+    from bsym_bids.model.weights import resolve_release
+
+    try:
+        return resolve_release(name, model_dir=model_dir)
+    except InputMissingError:
+        if first_use_source(name, model_dir) is None:
+            raise
+        return None
+
+
+def _check_network(release: Release) -> None:
+    """Load the network once before anything is computed: what is wrong with it stops the run.
+
+    In a process of its own, since a process whose torch has threads must not be forked.
+    """
+    from bsym_bids.bold.windows import WINDOW_LENGTH
+    from bsym_bids.model.contract import load_and_check
+    from bsym_bids.workflows.execution import call_apart
+
+    call_apart(load_and_check, release, WINDOW_LENGTH)
+
+
+def _warn_of_deviations(todo: Mapping[str, Sequence[RunJob]]) -> None:
+    """Say how windows will differ from what the model was made for; sidecars say it per run."""
+    counts = Counter(
+        deviation
+        for runs in todo.values()
+        for job in runs
+        if "embedding" in job.to_do
+        for deviation in job.expected_deviations()
+    )
+    for deviation, count in counts.items():
+        LOGGER.warning("%d run(s): %s", count, deviation)
 
 
 def _plan(config: RunConfig) -> Plan:
@@ -322,7 +374,8 @@ def _outcomes(
                 outcomes.append(Outcome(label, job.run.label, "not run", "stopped before", "", 1))
             else:
                 status = "done" if (label, job.run.label) in planned else "unchanged"
-                outcomes.append(Outcome(label, job.run.label, status))
+                domain = job.model_domain()
+                outcomes.append(Outcome(label, job.run.label, status, model_domain=domain))
     return outcomes
 
 

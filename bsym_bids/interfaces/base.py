@@ -10,8 +10,7 @@ from typing import Any
 from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, SimpleInterface, traits
 
 from bsym_bids import __version__
-from bsym_bids.errors import BsymError, OutputIOError
-from bsym_bids.outputs.publish import DEVICE_ERRORS
+from bsym_bids.errors import DEVICE_ERRORS, BsymError, OutputIOError
 
 #: Written into a node's folder when it fails for a reason that can be explained.
 FAILURE_RECORD = "failure.json"

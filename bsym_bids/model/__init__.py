@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bsym_bids.model.brainsymphony import BrainSymphony, BrainSymphonyOutput
     from bsym_bids.model.embed import FunctionalEmbedding, embed_windows
+    from bsym_bids.model.fetch import fetch_release
     from bsym_bids.model.reconstruction import ReconstructionQuality, reconstruction_quality
     from bsym_bids.model.weights import Release, default_model_name, load_model, resolve_release
 
@@ -22,6 +23,7 @@ __all__ = [
     "Release",
     "default_model_name",
     "embed_windows",
+    "fetch_release",
     "load_model",
     "reconstruction_quality",
     "resolve_release",
@@ -32,6 +34,7 @@ _HOME = {
     "BrainSymphonyOutput": "brainsymphony",
     "FunctionalEmbedding": "embed",
     "embed_windows": "embed",
+    "fetch_release": "fetch",
     "ReconstructionQuality": "reconstruction",
     "reconstruction_quality": "reconstruction",
     "Release": "weights",

@@ -1,7 +1,7 @@
 """Named model releases: where their files are, whether they are intact, and strict loading.
 
-A release is described by a card (YAML). Resolving one reads and verifies its files, and imports
-nothing heavy, so that a run can stop before any processing; loading needs torch.
+A release is described by a card (`bsym_bids.model.cards`). Resolving one reads and verifies its
+files, and imports nothing heavy, so that a run can stop before any processing; loading needs torch.
 """
 
 from __future__ import annotations
@@ -9,29 +9,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsym_bids.errors import BadDataError, InputMissingError, UsageError
+from bsym_bids.model.cards import (
+    BRANCHES,
+    OFFICIAL,
+    UNTRAINED,
+    find_card,
+    known_releases,
+    own_card,
+    packaged_folder,
+    read_card,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
     from bsym_bids.model.brainsymphony import BrainSymphony
 
-OFFICIAL = "brainsymphony-v1"
-UNTRAINED = "untrained"
-CARD_FILES = ("model.yaml", "model.json")
-_BRANCHES = ("spatial", "temporal", "context", "perceiver", "structural", "gate")
-_NETWORK_KEYS = {f"{name}_heads" for name in ("spatial", "temporal", "perceiver", "structural")} | {
-    "attention",
-    "max_hops",
-    "diffusion_theta",
-}
+_CHUNK = 1 << 20
+_OFF = ("", "0", "false", "no", "off")
 
 
 @dataclass(frozen=True)
@@ -71,51 +74,14 @@ class Release:
 
     @property
     def warning(self) -> str:
-        """A sentence for the console and every sidecar; empty for trained weights."""
-        if self.trained:
-            return ""
-        return self.card.get("warning") or f"The model {self.name!r} is not trained."
+        """A sentence for the console and every sidecar; empty when there is nothing to warn of."""
+        stated = str(self.card.get("warning", ""))
+        return stated if stated or self.trained else f"The model {self.name!r} is not trained."
 
 
 def default_model_name(env: Mapping[str, str] = os.environ) -> str:
     """Return the model to use when none is named: ``$BSYM_MODEL``, else the official release."""
     return env.get("BSYM_MODEL") or OFFICIAL
-
-
-def known_releases() -> tuple[str, ...]:
-    """Return the names of the releases that the program knows."""
-    folder = resources.files("bsym_bids") / "data" / "models"
-    return tuple(sorted(Path(item.name).stem for item in folder.iterdir()))
-
-
-def read_card(name: str) -> dict[str, Any]:
-    """Read the card of a known release.
-
-    Raises
-    ------
-    UsageError
-        When there is no release of that name.
-    """
-    known = known_releases()
-    if name not in known:
-        raise UsageError(
-            f"there is no model {name!r}",
-            hint=f"known models: {', '.join(known)}; a release of your own needs --model-dir with "
-            f"the folder that holds its {CARD_FILES[0]}",
-        )
-    card = resources.files("bsym_bids") / "data" / "models" / f"{name}.yaml"
-    return _parse_card(card.read_text("utf-8"), name)
-
-
-def find_card(name: str, model_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """Return the card of a release: the one in its folder if that is its name, else as `read_card`.
-
-    The names that the program knows are taken: a card in a folder cannot stand for them.
-    """
-    own_card = _own_card(Path(model_dir)) if model_dir is not None else None
-    if own_card is not None and own_card["name"] == name and name not in known_releases():
-        return own_card
-    return read_card(name)
 
 
 def release_folder(name: str, env: Mapping[str, str] = os.environ) -> Path | None:
@@ -130,6 +96,11 @@ def release_folder(name: str, env: Mapping[str, str] = os.environ) -> Path | Non
     if not os.path.isabs(cache):  # the XDG specification has relative paths ignored
         cache = os.path.join(env["HOME"], ".cache") if env.get("HOME") else ""
     return Path(cache) / "bsym-bids" / "models" / name if cache else None
+
+
+def is_offline(env: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether ``$BSYM_OFFLINE`` forbids to download anything."""
+    return env.get("BSYM_OFFLINE", "").strip().lower() not in _OFF
 
 
 def resolve_release(
@@ -163,21 +134,123 @@ def resolve_release(
         When a file is not the one that the card pins, or cannot be read.
     """
     folder = Path(model_dir) if model_dir is not None else None
-    if name == UNTRAINED:
+    card = find_card(name, folder)
+    if "files" not in card:
         if folder is not None:
             raise UsageError(
-                f"model 'untrained' has no files, but a folder is given: {folder}",
+                f"model {name!r} has no files, but a folder is given: {folder}",
                 hint=f"leave out --model-dir, or say --model {OFFICIAL}",
             )
-        card = read_card(name)
-        return Release(name, str(card["version"]), card["trained"], card)
-    own_card = _own_card(folder)
+        return Release(name, card["version"], card["trained"], card)
     try:
-        return _verified(find_card(name, folder), folder or release_folder(name, env))
+        return _verified(card, home_of(card, folder, env), env)
     except InputMissingError as error:
-        if own_card is not None:
-            error.hint = f"{folder} holds the release {own_card['name']!r}: name it with --model"
+        own = own_card(folder) if folder is not None else None
+        if own is not None and own["name"] != name:
+            error.hint = f"{folder} holds the release {own['name']!r}: name it with --model"
         raise
+
+
+def home_of(
+    card: Mapping[str, Any], model_dir: Path | None, env: Mapping[str, str] = os.environ
+) -> Path | None:
+    """Return the folder of a release: the given one, in the program, or as `release_folder`."""
+    if model_dir is not None:
+        return model_dir
+    if card.get("packaged"):
+        return packaged_folder(card["name"])
+    return release_folder(card["name"], env)
+
+
+def place_of(entry: Mapping[str, str], folder: Path) -> Path | None:
+    """Return where a file of a release lies, laid out as on the card or flat; None if nowhere."""
+    path = Path(entry["path"])
+    for place in (folder / path, folder / path.name):
+        if os.path.isfile(place):  # os.path: what may not be looked at counts as not there
+            return place
+    return None
+
+
+def ways_out(
+    card: Mapping[str, Any], folder: Path | None, env: Mapping[str, str] = os.environ
+) -> str:
+    """Return what a user can do whose model has no files."""
+    name = card["name"]
+    if folder == packaged_folder(name):
+        return "the files belong to the installation of bsym-bids: install it again"
+    ways = [
+        f"name the folder that holds them with --model-dir, or $BSYM_MODEL_HOME ({name}/ inside it)"
+    ]
+    if "url" in card:
+        into = f", and copy them to {folder}" if folder else ""
+        ways.insert(
+            0,
+            f"get them with `bsym-model fetch {name}` where there is a network{into}, or from a "
+            f"copy with `bsym-model fetch {name} --from FOLDER_OR_URL`",
+        )
+        if is_offline(env):
+            ways.insert(0, "unset BSYM_OFFLINE, which forbids downloads")
+    others = [other for other in known_releases() if read_card(other).get("packaged")]
+    ways += [f"use --model {other}, which comes with bsym-bids" for other in others]
+    ways.append(f"for a trial without any, use --model {UNTRAINED}")
+    return "; or ".join(ways)
+
+
+def check_file(path: Path, pinned: Mapping[str, str], name: str) -> str:
+    """Verify a file of a release.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    pinned : mapping
+        Entry of the card, with ``sha256`` or ``git_sha1`` or both.
+    name : str
+        Name of the release, for messages.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file.
+
+    Raises
+    ------
+    BadDataError
+        When it is another file, or cannot be read.
+    """
+    try:
+        sums, size = checksums(path)
+    except OSError as error:
+        raise BadDataError(f"{path}: cannot be read: {error.strerror}") from error
+    for kind, value in sums.items():
+        if kind in pinned and pinned[kind] != value:
+            raise BadDataError(
+                f"{path}: not the file of {name}: its {kind} is {value} instead of "
+                f"{pinned[kind]} ({size} bytes)",
+                hint=f"the file is damaged, truncated or another one: get it again (`bsym-model "
+                f"fetch {name}` does so for a release that has an address)",
+            )
+    return sums["sha256"]
+
+
+def checksums(path: Path) -> tuple[dict[str, str], int]:
+    """Return the checksums of a file by kind, and its size.
+
+    Returns
+    -------
+    sums : dict of str to str
+        ``sha256``, and ``git_sha1``, the SHA-1 that git gives a file of this content.
+    size : int
+        Bytes.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        sha256, git = hashlib.sha256(), hashlib.sha1(usedforsecurity=False)
+        git.update(b"blob %d\0" % size)
+        while chunk := file.read(_CHUNK):
+            sha256.update(chunk)
+            git.update(chunk)
+    return {"git_sha1": git.hexdigest(), "sha256": sha256.hexdigest()}, size
 
 
 def load_model(release: Release, seed: int = 0) -> BrainSymphony:
@@ -201,16 +274,30 @@ def load_model(release: Release, seed: int = 0) -> BrainSymphony:
         When a file changed since it was verified, is not a state dict, or does not fit.
     """
     from bsym_bids.model.brainsymphony import BrainSymphony
+    from bsym_bids.model.contract import check_card_fits
 
     if not release.files:
         states = random_state_dicts(release.card, seed)
     else:
         states = {branch: _load_file(release, branch) for branch in release.files}
     try:
-        return BrainSymphony.from_state_dicts(**states, **release.card["network"])
+        model = BrainSymphony.from_state_dicts(**states, **release.card["network"])
     except BadDataError as error:
-        where = release.folder or "random weights"
-        raise BadDataError(f"model {release.name} ({where}): {error}", error.hint) from error
+        raise BadDataError(
+            f"model {release.name}: {_naming_files(str(error), release)}", error.hint
+        ) from error
+    check_card_fits(release, model)
+    return model
+
+
+def _naming_files(message: str, release: Release) -> str:
+    """Put the file before each branch that a message of the network starts a statement with."""
+
+    def name(found: re.Match[str]) -> str:
+        branch = found[1]
+        return f"{release.files[branch]} ({branch}): " if branch in release.files else found[0]
+
+    return re.sub(rf"\b({'|'.join(BRANCHES)}): ", name, message)
 
 
 def random_state_dicts(card: Mapping[str, Any], seed: int) -> dict[str, dict[str, np.ndarray]]:
@@ -235,14 +322,14 @@ def random_state_dicts(card: Mapping[str, Any], seed: int) -> dict[str, dict[str
     """
     import torch
 
-    from bsym_bids.model.brainsymphony import BRANCHES
+    from bsym_bids.model.brainsymphony import BRANCHES as MODULES
 
     states = {}
     for branch, sizes in card["sizes"].items():
         # The number of heads changes no shape.
         heads = {} if branch in ("context", "gate") else {"heads": 1}
         with torch.device("meta"):
-            module = BRANCHES[branch](**sizes, **heads)
+            module = MODULES[branch](**sizes, **heads)
         states[branch] = {
             key: _draw(branch, key, tuple(value.shape), seed)
             for key, value in module.state_dict().items()
@@ -274,122 +361,32 @@ def _sinusoid(positions: int, width: int) -> np.ndarray:
     return code.astype(np.float32)
 
 
-def _own_card(folder: Path | None) -> dict[str, Any] | None:
-    """Read the card that a folder holds, if it holds one."""
-    for name in CARD_FILES if folder is not None else ():
-        path = folder / name
-        try:
-            text = path.read_text("utf-8")
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadDataError(f"{path}: cannot be read: {error}") from error
-        return _parse_card(text, str(path))
-    return None
-
-
-def _parse_card(text: str, where: str) -> dict[str, Any]:
-    """Parse a card and check what the program relies on."""
-    import yaml
-
-    try:
-        card = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise BadDataError(f"{where}: cannot be read as YAML: {error}") from error
-    if not isinstance(card, dict):
-        raise BadDataError(f"{where}: not a release card")
-    for key, kind in (("name", str), ("version", str), ("trained", bool), ("network", dict)):
-        if not isinstance(card.get(key), kind):
-            raise BadDataError(f"{where}: the release card needs {key!r} ({kind.__name__})")
-    if unknown := set(card["network"]) - _NETWORK_KEYS:
-        raise BadDataError(f"{where}: unknown setting of the network: {', '.join(unknown)}")
-    if "sizes" not in card:
-        _check_files(card.get("files"), where)
-    return card
-
-
-def _check_files(files: Any, where: str) -> None:
-    if not isinstance(files, dict) or not files or not set(files) <= set(_BRANCHES):
-        raise BadDataError(
-            f"{where}: the release card needs 'files' with some of {', '.join(_BRANCHES)}"
-        )
-    for branch, entry in files.items():
-        pinned = isinstance(entry, dict) and ("sha256" in entry or "git_sha1" in entry)
-        if not pinned or not isinstance(entry.get("path"), str):
-            raise BadDataError(f"{where}: files: {branch} needs 'path' and 'sha256'")
-        if Path(entry["path"]).is_absolute() or ".." in Path(entry["path"]).parts:
-            raise BadDataError(f"{where}: files: {branch} lies outside the folder of the release")
-
-
-def _verified(card: Mapping[str, Any], folder: Path | None) -> Release:
+def _verified(card: Mapping[str, Any], folder: Path | None, env: Mapping[str, str]) -> Release:
     """Return the release with its files, once each is what the card pins."""
-    files = _find_files(card, folder)
-    sha256 = {}
-    for branch, path in files.items():
-        content = _read(path)
-        sha256[branch] = hashlib.sha256(content).hexdigest()
-        _check_content(path, content, card["files"][branch], card)
+    files = _find_files(card, folder, env)
+    sha256 = {
+        branch: check_file(path, card["files"][branch], card["name"])
+        for branch, path in files.items()
+    }
     return Release(card["name"], card["version"], card["trained"], card, files, sha256, folder)
 
 
-def _find_files(card: Mapping[str, Any], folder: Path | None) -> dict[str, Path]:
-    """Locate the files, laid out as on the card or flat, or say which are missing where."""
-    found: dict[str, Path] = {}
-    missing = []
-    for branch, entry in card["files"].items():
-        path = Path(entry["path"])
-        places = (folder / path, folder / path.name) if folder else ()
-        # os.path: a folder that may not be searched counts as holding nothing
-        here = [place for place in places if os.path.isfile(place)]
-        if here:
-            found[branch] = here[0]
-        else:
-            missing.append(entry["path"])
+def _find_files(
+    card: Mapping[str, Any], folder: Path | None, env: Mapping[str, str]
+) -> dict[str, Path]:
+    """Locate the files, or say which are missing where."""
+    found = {
+        branch: place_of(entry, folder) if folder else None
+        for branch, entry in card["files"].items()
+    }
+    missing = [card["files"][branch]["path"] for branch, place in found.items() if place is None]
     if missing:
         where = f"in {folder}" if folder else "(HOME and XDG_CACHE_HOME are not set)"
         raise InputMissingError(
             f"model {card['name']}: files are missing {where}: {', '.join(missing)}",
-            hint=_ways_out(card, folder),
+            hint=ways_out(card, folder, env),
         )
-    return found
-
-
-def _ways_out(card: Mapping[str, Any], folder: Path | None) -> str:
-    ways = [
-        f"name the folder that holds them with --model-dir, or $BSYM_MODEL_HOME ({card['name']}/ "
-        "inside it)",
-        f"for a trial without them, use --model {UNTRAINED}",
-    ]
-    if "url" in card:
-        target = folder or "a folder of yours"
-        ways.insert(0, f"download them from {card['url']}/<file> into {target}")
-    return "; or ".join(ways)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadDataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def git_blob_sha1(content: bytes) -> str:
-    """Return the SHA-1 that git gives a file of this content."""
-    header = b"blob %d\0" % len(content)
-    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
-
-
-def _check_content(
-    path: Path, content: bytes, pinned: Mapping[str, str], card: Mapping[str, Any]
-) -> None:
-    sums = {"git_sha1": git_blob_sha1(content), "sha256": hashlib.sha256(content).hexdigest()}
-    for kind, value in sums.items():
-        if kind in pinned and pinned[kind] != value:
-            raise BadDataError(
-                f"{path}: not the file of {card['name']}: its {kind} is {value} instead of "
-                f"{pinned[kind]} ({len(content)} bytes)",
-                hint="the file is damaged, truncated or another one: get it again",
-            )
+    return {branch: place for branch, place in found.items() if place is not None}
 
 
 def _load_file(release: Release, branch: str) -> Mapping[str, Any]:
@@ -399,7 +396,10 @@ def _load_file(release: Release, branch: str) -> Mapping[str, Any]:
     import torch
 
     path = release.files[branch]
-    content = _read(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadDataError(f"{path}: cannot be read: {error.strerror}") from error
     # It may be long since it was verified, in another process.
     if hashlib.sha256(content).hexdigest() != release.sha256[branch]:
         raise BadDataError(

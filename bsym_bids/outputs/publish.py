@@ -9,7 +9,6 @@ files that count as not done.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -19,13 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bsym_bids.errors import CannotCreateOutputError, OutputIOError
+from bsym_bids.errors import DEVICE_ERRORS, CannotCreateOutputError, OutputIOError
 from bsym_bids.outputs.names import sidecar_of
 from bsym_bids.outputs.tables import Content, Json
 
 FINGERPRINT_KEY = "Fingerprint"
-#: What a full or failing disk raises.
-DEVICE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
 
 
 @dataclass(frozen=True)

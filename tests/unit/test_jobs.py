@@ -10,10 +10,11 @@ import pytest
 from bsym_bids import jobs
 from bsym_bids.bold.nuisance import load_strategy
 from bsym_bids.config import CALL_FIELDS, RunConfig
-from bsym_bids.errors import UsageError
+from bsym_bids.errors import BadDataError, UsageError
 from bsym_bids.inputs import BoldRun, Derivatives, Participant, Plan
 from bsym_bids.jobs import RunJob, Settings, in_chunks, jobs_of
-from bsym_bids.model.weights import read_card, resolve_release
+from bsym_bids.model.cards import read_card
+from bsym_bids.model.weights import resolve_release
 from bsym_bids.outputs.publish import OutputFile, publish
 from bsym_bids.outputs.tables import Matrix
 
@@ -182,6 +183,33 @@ def test_only_missing_groups_are_to_do(run, tmp_path):
         assert job.to_do == left
     job.names.path("coverage").unlink()
     assert job.to_do == ("timeseries",)
+
+
+@pytest.mark.parametrize(
+    ("own", "settings", "words"),
+    [
+        (0.8, {}, []),
+        (0.72, {}, []),
+        (2.0, {}, []),
+        (None, {}, []),
+        (0.64, {"model_tr": 0.72}, ["0.64 s apart"]),  # passes as it is
+        (2.0, {"model_tr": 0.6}, ["0.6 s apart"]),
+        (None, {"model_tr": 2.0, "scaling": "none"}, ["2 s apart", "'none'"]),
+    ],
+)
+def test_deviations_from_what_the_model_is_for_are_foreseen(run, own, settings, words):
+    found = job_of(replace(run, repetition_time=own), **settings).expected_deviations()
+    assert len(found) == len(words)
+    assert all(word in text for word, text in zip(words, found, strict=True))
+
+
+def test_model_for_other_rois_has_no_settings(run):
+    job = job_of(run)
+    card = read_card("untrained")
+    card["contract"]["rois"] = 400
+    config = RunConfig(Path("in"), Path("out"), "participant")
+    with pytest.raises(BadDataError, match=r"contract\.rois is 400"):
+        Settings.of(config, job.settings.strategy, replace(job.settings.release, card=card))
 
 
 def test_sources_are_uris_within_the_derivatives(run, tmp_path):

@@ -1,11 +1,13 @@
 """Named releases: where files are, integrity, strict loading; and the command ``bsym-model``."""
 
 import hashlib
-import os
+import io
 import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from model_recipe import DATA, official
 from model_tiny import HEADS, tiny_sc, tiny_states, tiny_windows
 
 from bsym_bids.errors import BadDataError, BsymError, InputMissingError, UsageError
-from bsym_bids.model import default_model_name, load_model, resolve_release
+from bsym_bids.model import cards, default_model_name, load_model, resolve_release, weights
+from bsym_bids.model.cards import known_releases, read_card
 from bsym_bids.model.cli import main
-from bsym_bids.model.weights import git_blob_sha1, known_releases, read_card, release_folder
+from bsym_bids.model.weights import checksums, release_folder
 
 OFFICIAL_SHA1 = {
     "context.pth": "4515abab4b649e6315e460263254d93ffcc41a8e",
@@ -67,12 +70,19 @@ def test_cards_pin_the_official_files():
     pinned = {entry["path"].rpartition("/")[2]: entry["git_sha1"] for entry in files.values()}
     assert len(pinned) == 5
     for name, sha1 in OFFICIAL_SHA1.items():
-        assert git_blob_sha1((DATA / "weights" / name).read_bytes()) == pinned[name] == sha1
+        sums, size = checksums(DATA / "weights" / name)
+        assert sums["git_sha1"] == pinned[name] == sha1
+        assert size == (DATA / "weights" / name).stat().st_size
 
 
-def test_git_blob_sha1_is_that_of_git():
-    # `printf 'hello\n' | git hash-object --stdin`
-    assert git_blob_sha1(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"
+def test_checksums_are_those_of_git_and_sha256sum(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"hello\n")
+    # `git hash-object file`, `sha256sum file`
+    assert checksums(path)[0] == {
+        "git_sha1": "ce013625030ba8dba906f756967f9e9ca394464a",
+        "sha256": "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
+    }
 
 
 @pytest.mark.parametrize("layout", ["checkpoints/functional_v1", "."])
@@ -87,8 +97,9 @@ def test_missing_files_are_named_with_the_ways_out(tmp_path, layout):
         assert word in str(error.value)
     assert "context.pth" not in str(error.value)
     assert "fusion.pth" not in str(error.value)
-    for way in ("1be0ae52253a2dde8fda72dd6fd151dcc15625ba", "--model-dir", "--model untrained"):
+    for way in ("bsym-model fetch brainsymphony-v1", "--from", "--model-dir", "$BSYM_MODEL_HOME"):
         assert way in error.value.hint
+    assert "--model untrained" in error.value.hint
 
 
 @pytest.mark.parametrize("layout", ["checkpoints/functional_v1", "."])
@@ -229,39 +240,144 @@ def test_own_release_cannot_take_a_known_name(tmp_path):
         resolve_release("brainsymphony-v1", tmp_path)
 
 
+class Harmful:
+    """Would make a file if its pickle were executed."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def as_archive(value):
+    """Return a value as torch keeps it: a pickle in a zip archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(value, protocol=2))
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
-    ("content", "words"),
+    "content", [b"", b"PK\x03\x04 but no archive", pickle.dumps({"mask_token": 1}, protocol=2)]
+)
+def test_what_is_no_state_dict_is_refused_by_name(tmp_path, content):
+    lab_release(tmp_path)
+    (tmp_path / "context.pth").write_bytes(content)
+    repin(tmp_path, "context")
+    with pytest.raises(BadDataError, match=r"context\.pth"):
+        load_model(resolve_release("lab-x", tmp_path))
+
+
+@pytest.mark.parametrize("value", [[torch.ones(3)], torch.ones(3), 3, {}])
+def test_what_holds_something_else_is_refused_by_name(tmp_path, value):
+    lab_release(tmp_path)
+    torch.save(value, tmp_path / "context.pth")
+    repin(tmp_path, "context")
+    with pytest.raises(BadDataError, match=r"context\.pth: holds .* instead of a state dict"):
+        load_model(resolve_release("lab-x", tmp_path))
+
+
+@pytest.mark.parametrize("form", ["pickle", "archive"])
+@pytest.mark.parametrize("place", ["alone", "among others"])
+def test_code_in_a_pickle_is_not_executed(tmp_path, form, place):
+    lab_release(tmp_path)
+    marker = tmp_path / "executed"
+    harmful = Harmful(marker) if place == "alone" else {"mask_token": Harmful(marker)}
+    content = pickle.dumps(harmful, protocol=2) if form == "pickle" else as_archive(harmful)
+    (tmp_path / "context.pth").write_bytes(content)
+    repin(tmp_path, "context")
+    with pytest.raises(BadDataError, match=r"context\.pth: not a state dict"):
+        load_model(resolve_release("lab-x", tmp_path))
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(harmful))
+    assert marker.exists()  # it would have been
+
+
+def change(folder, branch, change):
+    """Change a state dict of the release in a folder."""
+    state = torch.load(folder / f"{branch}.pth", weights_only=True)
+    change(state)
+    torch.save(state, folder / f"{branch}.pth")
+    repin(folder, branch)
+
+
+def with_nan(state):
+    state["layers.1.mlp.0.bias"][2] = float("nan")
+
+
+def with_infinity(state):
+    state["layers.1.mlp.0.bias"][0] = -float("inf")
+
+
+def of_integers(state):
+    state["layers.0.norm1.weight"] = torch.ones(8, dtype=torch.int64)
+
+
+def of_no_tensor(state):
+    state["layers.0.norm1.weight"] = [1.0] * 8
+
+
+def without_a_key(state):
+    del state["layers.1.norm2.bias"]
+
+
+def with_another_key(state):
+    state["layers.1.norm3.bias"] = torch.ones(8)
+
+
+def of_another_shape(state):
+    state["layers.0.norm1.weight"] = torch.ones(9)
+
+
+def of_other_rois(state):
+    state["embedding_layer.weight"] = torch.ones(8, 13)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
     [
-        (b"", ["context.pth"]),
-        (b"PK\x03\x04 but no archive", ["context.pth"]),
-        (pickle.dumps({"mask_token": os.system}, protocol=2), ["context.pth"]),
-        (None, ["context.pth", "list instead of a state dict"]),
+        (with_nan, "layers.1.mlp.0.bias holds values that are not finite"),
+        (with_infinity, "layers.1.mlp.0.bias holds values that are not finite"),
+        (of_integers, "layers.0.norm1.weight is not an array of floating-point numbers"),
+        (of_no_tensor, "layers.0.norm1.weight is not an array of floating-point numbers"),
+        (without_a_key, "layers.1.norm2.bias is missing"),
+        (with_another_key, "layers.1.norm3.bias is unexpected"),
+        (of_another_shape, "layers.0.norm1.weight has shape (9,) instead of (8,)"),
+        (of_other_rois, "embedding_layer.weight is made for 13 ROIs, but "),
     ],
 )
-def test_what_is_no_state_dict_is_refused_by_name(tmp_path, content, words):
+def test_bad_weights_are_refused_by_model_file_and_key(tmp_path, fault, words):
     lab_release(tmp_path)
-    path = tmp_path / "context.pth"
-    if content is None:
-        torch.save([torch.ones(3)], path)
-    else:
-        path.write_bytes(content)
-    repin(tmp_path, "context")
+    change(tmp_path, "temporal", fault)
     with pytest.raises(BadDataError) as error:
         load_model(resolve_release("lab-x", tmp_path))
-    for word in words:
-        assert word in str(error.value)
+    assert f"model lab-x: {tmp_path / 'temporal.pth'} (temporal): {words}" in str(error.value)
+    if fault is of_other_rois:
+        assert f"{tmp_path / 'perceiver.pth'} (perceiver): latents for 12" in str(error.value)
 
 
-def test_wrong_key_names_model_folder_branch_and_key(tmp_path):
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_load_as_single(tmp_path, kind):
     lab_release(tmp_path)
-    state = torch.load(tmp_path / "temporal.pth", weights_only=True)
-    del state["layers.1.norm2.bias"]
-    torch.save(state, tmp_path / "temporal.pth")
-    repin(tmp_path, "temporal")
-    with pytest.raises(BadDataError) as error:
-        load_model(resolve_release("lab-x", tmp_path))
-    for word in ("lab-x", str(tmp_path), "temporal", "layers.1.norm2.bias is missing"):
-        assert word in str(error.value)
+    for branch in tiny_states():
+        change(
+            tmp_path, branch, lambda state: state.update({k: v.to(kind) for k, v in state.items()})
+        )
+    model = load_model(resolve_release("lab-x", tmp_path))
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+    wanted = torch.from_numpy(tiny_states()["perceiver"]["latents"]).to(kind).float()
+    assert torch.equal(model.perceiver.latents, wanted)
+    assert model(fmri=tiny_windows(), sc=tiny_sc()).fused_embedding is not None
+
+
+def test_one_missing_file_is_named(tmp_path):
+    lab_release(tmp_path)
+    (tmp_path / "structural.pth").unlink()
+    with pytest.raises(InputMissingError, match=r"files are missing in .*: structural\.pth$"):
+        resolve_release("lab-x", tmp_path)
 
 
 def test_file_that_changes_after_it_was_verified_is_refused(tmp_path):
@@ -274,24 +390,103 @@ def test_file_that_changes_after_it_was_verified_is_refused(tmp_path):
         resolve_release("lab-x", tmp_path)
 
 
+PINNED = {"path": "spatial.pth", "sha256": "0" * 64}
+
+
 @pytest.mark.parametrize(
-    ("changes", "word"),
+    ("changes", "words"),
     [
-        ({"version": 3}, "version"),
-        ({"trained": "yes"}, "trained"),
-        ({"network": {"heads": 4}}, "heads"),
-        ({"files": {"spatial": "spatial.pth"}}, "spatial"),
+        ({"name": "../x"}, "name is '../x', but must be"),
+        ({"version": 3}, "version is 3, but must be text"),
+        ({"version": None}, "version is None"),
+        ({"trained": "yes"}, "trained is 'yes', but must be true or false"),
+        ({"network": [4]}, "network is [4], but must be a mapping"),
+        ({"network": {"heads": 4}}, "network.heads is unknown"),
+        ({"network": {"spatial_heads": 0}}, "network.spatial_heads is 0"),
+        ({"network": {"spatial_heads": True}}, "network.spatial_heads is True"),
+        ({"network": {"diffusion_theta": float("nan")}}, "network.diffusion_theta is nan"),
+        ({"files": {"spatial": "spatial.pth"}}, "files.spatial needs"),
         ({"files": {"spatial": {"path": "spatial.pth"}}}, "sha256"),
-        ({"files": {"spatial": {"path": "../spatial.pth", "sha256": "0"}}}, "outside"),
-        ({"files": {"other": {"path": "other.pth", "sha256": "0"}}}, "files"),
+        ({"files": {"spatial": PINNED | {"path": "../spatial.pth"}}}, "outside the folder"),
+        ({"files": {"spatial": PINNED | {"path": "/spatial.pth"}}}, "outside the folder"),
+        ({"files": {"spatial": PINNED | {"sha256": "0"}}}, "files.spatial.sha256 is '0'"),
+        ({"files": {"spatial": PINNED | {"git_sha1": 12}}}, "files.spatial.git_sha1 is 12"),
+        ({"files": {"other": PINNED}}, "files"),
         ({"files": {}}, "files"),
+        ({"files": None, "sizes": {}}, "files"),
+        ({"url": "nowhere"}, "url is 'nowhere'"),
+        ({"contract": 450}, "contract is 450"),
+        ({"contract": {"roi": 450}}, "contract.roi is unknown"),
+        ({"contract": {"rois": "450"}}, "contract.rois is '450', but must be a whole number"),
+        ({"contract": {"window_frames": 0}}, "contract.window_frames is 0"),
+        ({"contract": {"roi_names_sha256": "x"}}, "contract.roi_names_sha256 is 'x'"),
+        ({"contract": {"repetition_time": -1}}, "contract.repetition_time is -1"),
+        ({"contract": {"repetition_time_tolerance": 12}}, "repetition_time_tolerance is 12"),
+        ({"contract": {"scaling": "median"}}, "contract.scaling is 'median', but must be one of"),
+        (
+            {"contract": {"structural_connectivity": {"transform": "ln"}}},
+            "contract.structural_connectivity.transform is 'ln'",
+        ),
+        (
+            {"contract": {"structural_connectivity": {"log": True}}},
+            "contract.structural_connectivity.log is unknown",
+        ),
+        ({"limits": "none"}, "limits is 'none'"),
+        ({"lacks": ["gate"]}, "lacks is ['gate']"),
+        ({"training": ""}, "training is ''"),
+        ({"quality": {"reconstruction": 0.4}}, "quality.reconstruction is 0.4"),
     ],
 )
-def test_card_is_checked(tmp_path, changes, word):
+def test_card_is_checked_by_file_and_key(tmp_path, changes, words):
     lab_release(tmp_path, **changes)
-    with pytest.raises(BadDataError, match=word) as error:
+    with pytest.raises(BadDataError) as error:
         resolve_release("lab-x", tmp_path)
-    assert "model.yaml" in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path / 'model.yaml'}: ")
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["name", "version", "trained", "network", "files"])
+def test_card_needs_what_the_network_is_loaded_with(tmp_path, key):
+    card = lab_release(tmp_path)
+    del card[key]
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(card))
+    with pytest.raises(BadDataError, match=f"model\\.yaml: .*{key}"):
+        resolve_release("lab-x", tmp_path)
+
+
+def keys_of(card, above=""):
+    """Yield every key below a card, a dot for each level."""
+    for key, value in card.items():
+        yield f"{above}{key}"
+        if isinstance(value, dict):
+            yield from keys_of(value, f"{above}{key}.")
+
+
+# What a card of the program may leave out.
+OPTIONAL = ("source", "citation", "warning", "quality", "sizes", "files", "network.", "lacks.")
+
+
+@pytest.mark.parametrize("name", known_releases())
+def test_cards_of_the_program_say_everything(name):
+    card = read_card(name)
+    assert {"contract.rois", "training", "limits", "lacks", "licence"} <= set(keys_of(card))
+    for key in keys_of(card):
+        if key.startswith(OPTIONAL) or key == "packaged":
+            continue
+        without = yaml.safe_load(yaml.safe_dump(card))
+        *above, last = key.split(".")
+        inside = without
+        for part in above:
+            inside = inside[part]
+        del inside[last]
+        with pytest.raises(BadDataError, match=rf"a card: {key} is missing"):
+            cards.check_card(without, "a card", in_full=True)
+
+
+def test_random_weights_are_never_called_trained():
+    card = read_card("untrained") | {"trained": True}
+    with pytest.raises(BadDataError, match="trained is true"):
+        cards.check_card(card, "a card", in_full=True)
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "\x00"])
@@ -310,8 +505,8 @@ def test_list_names_the_default_and_what_is_here(monkeypatch, capsys, tmp_path):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("brainsymphony-v1: ")
-    assert lines[0].endswith("its files are not here")
-    assert lines[1].startswith("untrained (default): ")
+    assert lines[0].endswith("its files are not here (bsym-model fetch brainsymphony-v1)")
+    assert lines[-1].startswith("untrained (default): ")
 
 
 def test_info_is_the_card(capsys, tmp_path):
@@ -346,12 +541,58 @@ def test_wrong_usage_is_64(arguments):
     assert code == 64
 
 
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    """Make a release of half precision part of the program, and return the folder of its files."""
+    card = read_card("untrained") | {"name": "lab-sim", "packaged": True, "trained": True}
+    del card["sizes"], card["contract"]
+    folder = tmp_path / "weights" / "lab-sim"
+    card |= lab_release(folder, name="lab-sim", network=HEADS)
+    card["contract"] = read_card("untrained")["contract"] | {"rois": 12, "window_frames": 20}
+    for branch in card["files"]:
+        change(folder, branch, lambda state: state.update({k: v.half() for k, v in state.items()}))
+    card["files"] = yaml.safe_load((folder / "model.yaml").read_text())["files"]
+    (folder / "model.yaml").unlink()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "lab-sim.yaml").write_text(yaml.safe_dump(card))
+    monkeypatch.setattr(cards, "_cards_folder", lambda: tmp_path / "models")
+    for module in (cards, weights):
+        monkeypatch.setattr(module, "packaged_folder", lambda name: tmp_path / "weights" / name)
+    return folder
+
+
+def test_packaged_release_is_here_without_any_home(packaged, monkeypatch, capsys):
+    release = resolve_release("lab-sim", env={})
+    assert release.folder == packaged and set(release.files) == set(tiny_states())
+    model = load_model(release)
+    assert next(model.parameters()).dtype == torch.float32
+    monkeypatch.delenv("HOME")
+    for command, words in (("list", "comes with bsym-bids"), ("fetch", "comes with bsym-bids")):
+        assert main([command, "lab-sim"][: 1 if command == "list" else 2]) == 0
+        assert words in capsys.readouterr().out
+    assert main(["verify", "lab-sim"]) == 0
+    assert release.fingerprint in capsys.readouterr().out
+
+
+def test_damaged_installation_says_so(packaged):
+    (packaged / "spatial.pth").unlink()
+    with pytest.raises(InputMissingError, match=r"spatial\.pth") as error:
+        resolve_release("lab-sim")
+    assert "install it again" in error.value.hint
+
+
+def test_packaged_folder_is_in_the_package():
+    folder = cards.packaged_folder("x")
+    assert folder.parts[-4:] == ("bsym_bids", "data", "weights", "x")
+
+
 def test_nothing_heavy_is_imported_before_loading():
     script = (
         "import sys; from bsym_bids.model.cli import main; main(['list'])\n"
-        "import bsym_bids.model; from bsym_bids.model import resolve_release\n"
+        "from bsym_bids.model import fetch_release, resolve_release\n"
         "resolve_release('untrained')\n"
-        "print([name for name in ('torch', 'numpy', 'scipy', 'nipype') if name in sys.modules])"
+        "heavy = ('torch', 'numpy', 'scipy', 'nipype', 'requests', 'urllib3')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
