@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ class Outcome:
         Why it failed, and what to do.
     exit_code : int
         Exit code that the failure asks for.
+    model_domain : str
+        Whether the model knows the run's data, see `bsym_bids.model.domain`; empty if unknown.
     """
 
     participant: str
@@ -40,6 +43,7 @@ class Outcome:
     reason: str = ""
     hint: str = ""
     exit_code: int = 0
+    model_domain: str = ""
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
@@ -59,10 +63,10 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
 
 
 def write_summary(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Write one row per run: participant, run, status, reason, hint."""
+    """Write one row per run: participant, run, status, reason, hint, model_domain."""
     columns = {
         name: [getattr(outcome, name) for outcome in outcomes]
-        for name in ("participant", "run", "status", "reason", "hint")
+        for name in ("participant", "run", "status", "reason", "hint", "model_domain")
     }
     columns = {
         name: [" ".join(str(value).split()) for value in values] for name, values in columns.items()
@@ -90,6 +94,10 @@ def print_summary(
             print(f"  {where}: {outcome.status}: {outcome.reason}", file=stream)
             if outcome.hint:
                 print(f"    hint: {outcome.hint}", file=stream)
+    domains = Counter(outcome.model_domain for outcome in outcomes if outcome.model_domain)
+    if domains:
+        said = ", ".join(f"{count} {domain}" for domain, count in domains.most_common())
+        print(f"does the model know these data? {said} (ModelDomain in the sidecars)", file=stream)
     print(f"outputs: {output_dir}", file=stream)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bsym_bids.bold.cleaning import CleanedRun, naming, note_lost
+from bsym_bids.bold.cleaning import naming, note_lost
 from bsym_bids.bold.resampling import needs_resampling, resample, resample_mask
 from bsym_bids.bold.scaling import scale
 from bsym_bids.errors import BadDataError, UsageError
@@ -60,8 +61,24 @@ class Windows:
         return self.censored.mean(axis=1)
 
 
+class CleanSeries(Protocol):
+    """A cleaned run, just made (`CleanedRun`) or read back."""
+
+    @property
+    def timeseries(self) -> NDArray[np.float64]:
+        """Contiguous series (T, N); columns of NaN are unmeasured ROIs."""
+
+    @property
+    def censored(self) -> NDArray[np.bool_]:
+        """Frames that are interpolated (T,)."""
+
+    @property
+    def repetition_time(self) -> float:
+        """In seconds."""
+
+
 def windows_for_model(
-    cleaned: CleanedRun,
+    cleaned: CleanSeries,
     model_tr: float = 0.8,
     scaling: str = "robust",
     step: int = 100,
@@ -72,7 +89,7 @@ def windows_for_model(
 
     Parameters
     ----------
-    cleaned : CleanedRun
+    cleaned : CleanSeries
         The run.
     model_tr : float
         Repetition time that the model expects, in seconds; runs within 12 % pass as they are.

@@ -68,12 +68,13 @@ class _ScoreOutputSpec(TraitedSpec):
 
 
 class ScoreReconstruction(PlainInterface):
-    """Hold ROIs out and score how the model reconstructs them."""
+    """Hold ROIs out and score how the model and the linear baseline reconstruct them."""
 
     input_spec = _ScoreInputSpec
     output_spec = _ScoreOutputSpec
 
     def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.atlas.group import group_functional_connectivity
         from bsym_bids.bold.windows import Windows
         from bsym_bids.model.reconstruction import reconstruction_quality
         from bsym_bids.model.weights import load_model
@@ -87,6 +88,7 @@ class ScoreReconstruction(PlainInterface):
             windows.missing,
             seed=inputs.seed,
             censored=windows.censored,
+            correlation=group_functional_connectivity(),
             threads=inputs.threads,
         )
         return {"reconstruction": save_record(quality, folder / "reconstruction.npz")}

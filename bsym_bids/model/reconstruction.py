@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bsym_bids.errors import BadDataError
+from bsym_bids.model.baselines import linear_reconstruction
 from bsym_bids.model.embed import check_missing, inference
+from bsym_bids.model.threads import in_threads
 
 if TYPE_CHECKING:
     from bsym_bids.model.brainsymphony import BrainSymphony
 
 OVERALL = "all"
 _SCORES = ("r2", "rho", "mae")
+#: What is before a score's name: by the network, or linearly, as it is or under permuted labels.
+_WAYS = ("", "permuted_", "linear_", "linear_permuted_")
+
+Predictor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,10 @@ class ReconstructionQuality:
         Mean absolute error over all frames, in units of the scaled series.
     permuted_r2, permuted_rho, permuted_mae : ndarray
         The same when the series are presented under permuted ROI labels.
+    linear_r2, linear_rho, linear_mae : ndarray
+        The same of the linear baseline, see `bsym_bids.model.baselines`; NaN without one.
+    linear_permuted_r2, linear_permuted_rho, linear_permuted_mae : ndarray
+        The same of the linear baseline under permuted ROI labels.
     windows : tuple of int
         Indices of the windows that were evaluated.
     n_folds : int
@@ -47,6 +58,12 @@ class ReconstructionQuality:
     permuted_r2: np.ndarray
     permuted_rho: np.ndarray
     permuted_mae: np.ndarray
+    linear_r2: np.ndarray
+    linear_rho: np.ndarray
+    linear_mae: np.ndarray
+    linear_permuted_r2: np.ndarray
+    linear_permuted_rho: np.ndarray
+    linear_permuted_mae: np.ndarray
     windows: tuple[int, ...]
     n_folds: int
     threads: int
@@ -62,8 +79,8 @@ class ReconstructionQuality:
         Returns
         -------
         dict of str to dict of str to float
-            By network, in order of first appearance, then ``all``: the six scores, NaN when no ROI
-            of the network has one, and ``n_rois``, the number of ROIs with an R2.
+            By network, in order of first appearance, then ``all``: each score, NaN when no ROI of
+            the network has one, and ``n_rois``, the number of ROIs with an R2.
         """
         if len(networks) != self.r2.size:
             raise BadDataError(f"{len(networks)} network names for {self.r2.size} ROIs")
@@ -73,7 +90,7 @@ class ReconstructionQuality:
         return {name: self._means(rois) for name, rois in members.items()}
 
     def _means(self, rois: np.ndarray) -> dict[str, float]:
-        names = [*_SCORES, *(f"permuted_{score}" for score in _SCORES)]
+        names = [way + score for way in _WAYS for score in _SCORES]
         means = {name: float(_nanmean(getattr(self, name)[rois])) for name in names}
         return {**means, "n_rois": int(np.isfinite(self.r2[rois]).sum())}
 
@@ -84,6 +101,7 @@ def reconstruction_quality(
     missing: np.ndarray,
     seed: int,
     censored: np.ndarray | None = None,
+    correlation: np.ndarray | None = None,
     n_folds: int = 7,
     max_windows: int = 4,
     threads: int | None = None,
@@ -100,6 +118,10 @@ def reconstruction_quality(
     scores are returned to the ROIs that the series came from. A network that knows what each ROI
     is like loses by it; one that returns the global signal does not.
 
+    The baseline predicts the same held-out ROIs linearly from the others, frame by frame, as their
+    average correlation in other people has it, with the series as they are and under permuted ROI
+    labels.
+
     Parameters
     ----------
     model : BrainSymphony
@@ -112,6 +134,9 @@ def reconstruction_quality(
         Seed of folds and permutations.
     censored : ndarray of bool, optional
         (W, T), frames that were interpolated: the network sees them, the scores leave them out.
+    correlation : ndarray, optional
+        (R, R), average correlation of the ROIs in other people, for the linear baseline; without
+        it, that has no scores.
     n_folds : int
         At least 2.
     max_windows : int
@@ -135,7 +160,10 @@ def reconstruction_quality(
     chosen = spread_evenly(len(windows), max_windows)
     rng = np.random.default_rng(seed)
     kept = np.ones((len(windows), windows.shape[2]), bool) if censored is None else ~censored
-    plain, permuted = [], []
+    predictors = {"": partial(_network_reconstruction, model)}
+    if correlation is not None:
+        predictors["linear_"] = partial(linear_reconstruction, correlation=correlation)
+    scores: dict[str, list[np.ndarray]] = {way: [] for way in _WAYS}
     with inference(threads) as used:
         for index in chosen:
             window, counted = windows[index], kept[index]
@@ -143,14 +171,20 @@ def reconstruction_quality(
             identity = np.arange(missing.size)
             shuffled = identity.copy()
             shuffled[measured] = rng.permutation(measured)
-            for place, scores in ((identity, plain), (shuffled, permuted)):
-                reconstructed = _reconstruct(model, window, missing, folds, place)
-                scores.append(_score(window[:, counted], reconstructed[:, counted]))
-    r2, rho, mae = _pooled(np.stack(plain))
-    permuted_r2, permuted_rho, permuted_mae = _pooled(np.stack(permuted))
-    return ReconstructionQuality(
-        r2, rho, mae, permuted_r2, permuted_rho, permuted_mae, chosen, n_folds, used
-    )
+            for kind, predictor in predictors.items():
+                for labels, place in (("", identity), ("permuted_", shuffled)):
+                    reconstructed = _reconstruct(predictor, window, missing, folds, place)
+                    scored = _score(window[:, counted], reconstructed[:, counted])
+                    scores[kind + labels].append(scored)
+    nothing = np.full(missing.size, np.nan)
+    named = {
+        way + score: values
+        for way in _WAYS
+        for score, values in zip(
+            _SCORES, _pooled(np.stack(scores[way])) if scores[way] else [nothing] * 3, strict=True
+        )
+    }
+    return ReconstructionQuality(**named, windows=chosen, n_folds=n_folds, threads=used)
 
 
 def spread_evenly(n_windows: int, at_most: int) -> tuple[int, ...]:
@@ -162,7 +196,7 @@ def spread_evenly(n_windows: int, at_most: int) -> tuple[int, ...]:
 
 
 def _reconstruct(
-    model: BrainSymphony,
+    predictor: Predictor,
     window: np.ndarray,
     missing: np.ndarray,
     folds: list[np.ndarray],
@@ -172,29 +206,33 @@ def _reconstruct(
     presented = np.empty_like(window)
     presented[place] = window
     reconstructed = np.full(window.shape, np.nan)
-    for fold, output in zip(folds, _passes(model, presented, missing, folds, place), strict=True):
+
+    def run(fold: np.ndarray) -> np.ndarray:
+        held_out = missing.copy()  # missing ROIs keep their place
+        held_out[place[fold]] = True
+        return predictor(presented, held_out)
+
+    for fold, output in zip(folds, in_threads(run, folds), strict=True):
         reconstructed[fold] = output[place[fold]]
     return reconstructed
 
 
-def _passes(
-    model: BrainSymphony,
-    presented: np.ndarray,
-    missing: np.ndarray,
-    folds: list[np.ndarray],
-    place: np.ndarray,
-) -> Iterator[np.ndarray]:
-    """Yield the network's reconstruction (R, T) with one fold after the other held out."""
-    for fold in folds:
-        held_out = missing.copy()  # missing ROIs keep their place
-        held_out[place[fold]] = True
-        output = model(fmri=presented[None], roi_mask=held_out[None], attention_maps=False)
-        if output.reconstruction is None:
-            raise BadDataError(
-                "the network cannot reconstruct",
-                hint="it takes the branches spatial, temporal, context and perceiver",
-            )
-        yield output.reconstruction[0].numpy()
+def _network_reconstruction(
+    model: BrainSymphony, presented: np.ndarray, held_out: np.ndarray
+) -> np.ndarray:
+    """Return the network's reconstruction (R, T) of a window with some ROIs held out."""
+    output = model(
+        fmri=presented[None],
+        roi_mask=held_out[None],
+        attention_maps=False,
+        context_prediction=False,
+    )
+    if output.reconstruction is None:
+        raise BadDataError(
+            "the network cannot reconstruct",
+            hint="it takes the branches spatial, temporal, context and perceiver",
+        )
+    return output.reconstruction[0].numpy()
 
 
 def _score(window: np.ndarray, reconstructed: np.ndarray) -> np.ndarray:

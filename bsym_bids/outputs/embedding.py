@@ -14,8 +14,10 @@ from bsym_bids.bold.resampling import TOLERANCE
 from bsym_bids.bold.scaling import TINY_SPREAD
 from bsym_bids.bold.windows import MAX_CENSORED_SHARE, WINDOW_LENGTH, Windows
 from bsym_bids.jobs import RunJob
+from bsym_bids.model.baselines import RIDGE
+from bsym_bids.model.domain import judge_reconstruction
 from bsym_bids.model.embed import FunctionalEmbedding
-from bsym_bids.model.reconstruction import ReconstructionQuality
+from bsym_bids.model.reconstruction import OVERALL, ReconstructionQuality
 from bsym_bids.outputs.publish import OutputFile, publish
 from bsym_bids.outputs.sidecars import NODE_COLUMN, ROI_COLUMNS, columns, model_sidecar
 from bsym_bids.outputs.tables import Arrays, Content, Matrix, Table
@@ -27,6 +29,12 @@ _SCORES = {
     "permuted_r2": "The same as r2, with the series presented under permuted ROI labels",
     "permuted_rho": "The same as rho, with the series presented under permuted ROI labels",
     "permuted_mae": "The same as mae, with the series presented under permuted ROI labels",
+    "linear_r2": "The same as r2, of the linear baseline",
+    "linear_rho": "The same as rho, of the linear baseline",
+    "linear_mae": "The same as mae, of the linear baseline",
+    "linear_permuted_r2": "The same as permuted_r2, of the linear baseline",
+    "linear_permuted_rho": "The same as permuted_rho, of the linear baseline",
+    "linear_permuted_mae": "The same as permuted_mae, of the linear baseline",
 }
 _NETWORK_COLUMNS = {
     "network": "Network, or all: every ROI",
@@ -151,7 +159,11 @@ def _details(
         )
         for key, uris in sources.items()
     }
-    cut = _windows_sidecar(cleaned, windows, embedding)
+    overall = quality.network_means(atlas.networks())[OVERALL]
+    domain = judge_reconstruction(job.settings.release.card, overall)
+    for sidecar in sidecars.values():
+        sidecar["ModelDomain"] = domain.document
+    cut = _windows_sidecar(job, cleaned, windows, embedding)
     for key in ("window_embeddings", "embedding", "similarity", "attention", "attention_time"):
         sidecars[key] |= cut
     width = embedding.mean.shape[1]
@@ -177,6 +189,11 @@ def _details(
         "EvaluatedWindows": list(quality.windows),
         "ScoredFrames": "those that are not censored",
         "Control": "series presented under permuted ROI labels, same ROIs held out",
+        "LinearBaseline": (
+            "conditional mean of the held-out ROIs given the others, frame by frame, for a normal "
+            "distribution with the group-average functional connectivity of young adults (HCP, as "
+            f"in the ENIGMA Toolbox); ridge {RIDGE:g}"
+        ),
     }
     sidecars["reconstruction"] |= cut | held_out | columns(ROI_COLUMNS | _SCORES)
     sidecars["reconstruction_networks"] |= cut | held_out | columns(_NETWORK_COLUMNS)
@@ -184,10 +201,12 @@ def _details(
 
 
 def _windows_sidecar(
-    cleaned: CleanedRun, windows: Windows, embedding: FunctionalEmbedding
+    job: RunJob, cleaned: CleanedRun, windows: Windows, embedding: FunctionalEmbedding
 ) -> dict[str, Any]:
     names = np.array(atlas.roi_names())
-    return {
+    deviations = job.deviations(windows.repetition_time)
+    stated = {} if deviations is None else {"ModelContractDeviations": deviations}
+    return stated | {
         "SourceRepetitionTime": cleaned.repetition_time,
         "WindowRepetitionTime": windows.repetition_time,
         "ResamplingRule": (

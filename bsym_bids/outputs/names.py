@@ -12,6 +12,8 @@ from bsym_bids import atlas
 
 STATISTICS = {"mean": "mean", "pca": "pc1"}
 GROUPS = ("timeseries", "embedding")
+#: Products of the dataset as a whole, at its root.
+DATASET = "dataset"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,18 @@ class Product:
 
 @cache
 def products() -> Mapping[str, Product]:
-    """Return every product by its key, in the order in which they are documented."""
+    """Return every product of a run by its key, in the order in which they are documented."""
+    return {key: product for key, product in _all_products().items() if product.group in GROUPS}
+
+
+@cache
+def dataset_products() -> Mapping[str, Product]:
+    """Return every product of the dataset as a whole by its key."""
+    return {key: product for key, product in _all_products().items() if product.group == DATASET}
+
+
+@cache
+def _all_products() -> Mapping[str, Product]:
     import yaml
 
     text = files("bsym_bids").joinpath("data/outputs.yaml").read_text("utf-8")
@@ -123,6 +136,23 @@ class RunNames:
     def uri(self, key: str) -> str:
         """Return the BIDS URI of a product within the output dataset."""
         return "bids::" + self.path(key).relative_to(self.output_dir).as_posix()
+
+
+def dataset_path(output_dir: Path, key: str, label: str) -> Path:
+    """Return where a product of the dataset as a whole goes.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the dataset.
+    key : str
+        Key of the product.
+    label : str
+        What the file is about, for its name; characters that BIDS does not take are left out.
+    """
+    product = dataset_products()[key]
+    desc = product.desc.format(label="".join(c for c in label if c.isascii() and c.isalnum()))
+    return output_dir / f"desc-{desc}_{product.suffix}{product.extension}"
 
 
 def sidecar_of(path: Path) -> Path:

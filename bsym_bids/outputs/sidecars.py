@@ -5,13 +5,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bsym_bids import __version__, atlas
 from bsym_bids.jobs import RunJob
 from bsym_bids.outputs.names import products
 
-_ATLAS = (
+if TYPE_CHECKING:
+    from bsym_bids.model.weights import Release
+
+ATLAS = (
     f"{atlas.LABEL}, scale {atlas.SCALE}: Schaefer 2018 (400 parcels, 7 networks) and Tian 2020 "
     "(scale III); ROIs are named as in the atlas table and in its order"
 )
@@ -33,7 +36,7 @@ def basic_sidecar(job: RunJob, key: str, sources: Sequence[str]) -> dict[str, An
         "Description": products()[key].description,
         "Sources": list(sources),
         "SpatialReference": job.run.space,
-        "Atlas": _ATLAS,
+        "Atlas": ATLAS,
         "SoftwareVersions": software_versions(),
         "TimeSeriesSettings": dict(job.settings.timeseries),
     }
@@ -47,21 +50,23 @@ def basic_sidecar(job: RunJob, key: str, sources: Sequence[str]) -> dict[str, An
 
 def model_sidecar(job: RunJob, key: str, sources: Sequence[str], threads: int) -> dict[str, Any]:
     """Return what the sidecar of any output of the model says."""
-    release = job.settings.release
-    document = basic_sidecar(job, key, sources) | {
-        "EmbeddingSettings": dict(job.settings.embedding),
-        "Model": {
-            "Name": release.name,
-            "Version": release.version,
-            "Trained": release.trained,
-            "Fingerprint": release.fingerprint,
-            "SHA256": dict(release.sha256),
-        },
-        "Threads": threads,
+    return (
+        basic_sidecar(job, key, sources)
+        | {"EmbeddingSettings": dict(job.settings.embedding), "Threads": threads}
+        | about_model(job.settings.release)
+    )
+
+
+def about_model(release: Release) -> dict[str, Any]:
+    """Return what sidecars say of the model that a file comes from."""
+    model = {
+        "Name": release.name,
+        "Version": release.version,
+        "Trained": release.trained,
+        "Fingerprint": release.fingerprint,
+        "SHA256": dict(release.sha256),
     }
-    if release.warning:
-        document["Warning"] = release.warning
-    return document
+    return {"Model": model} | ({"Warning": release.warning} if release.warning else {})
 
 
 def software_versions() -> dict[str, str]:

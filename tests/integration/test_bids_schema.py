@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from bsym_bids.outputs.dataset import describe_dataset
-from bsym_bids.outputs.names import RunNames, products, sidecar_of
+from bsym_bids.outputs.names import (
+    RunNames,
+    dataset_path,
+    dataset_products,
+    products,
+    sidecar_of,
+)
 from tests.bids_validation import extended_schema_file, validate
 
 ATLAS = "atlas-Schaefer2018Tian2020_scale-450"
@@ -45,6 +51,22 @@ def test_every_product_of_every_kind_of_run_is_accepted(tmp_path, schema):
         for key in products()
     ]
     assert errors(dataset(tmp_path, names), schema) == set()
+
+
+def test_every_product_of_the_dataset_is_accepted(tmp_path, schema):
+    names = [dataset_path(tmp_path, key, "lab-x_1") for key in dataset_products()]
+    assert [path.name for path in names] == [
+        "desc-labx1reconstruction_qc.tsv",
+        "desc-labx1edges_qc.tsv",
+    ]
+    assert errors(dataset(tmp_path, names), schema) == set()
+
+
+@pytest.mark.parametrize(
+    "name", ["desc-x_qc.tsv", "desc-xedges_qc.npz", "desc-edges_embedding.tsv"]
+)
+def test_other_names_at_the_root_are_refused(tmp_path, schema, name):
+    assert f"/{name}" in errors(dataset(tmp_path, [tmp_path / name]), schema)
 
 
 @pytest.mark.parametrize(

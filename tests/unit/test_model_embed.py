@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from model_tiny import (
     ROIS,
     STEPS,
@@ -15,10 +17,13 @@ from model_tiny import (
     tiny_windows,
 )
 from scipy.stats import pearsonr
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Kernel
 from sklearn.metrics import mean_absolute_error, r2_score
 
 from bsym_bids.errors import BadDataError
 from bsym_bids.model import BrainSymphony, embed_windows, reconstruction_quality
+from bsym_bids.model.baselines import linear_reconstruction
 from bsym_bids.model.embed import embedding_similarity, masked_embedding
 from bsym_bids.model.reconstruction import spread_evenly
 
@@ -116,6 +121,19 @@ def test_what_cannot_be_used_is_refused(call):
         call(part, windows, NONE_MISSING)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_do_not_hang_on_the_number_of_threads(count):
+    model, windows = tiny_model(), tiny_windows(count)
+    one, three = (embed_windows(model, windows, NONE_MISSING, threads=n) for n in (1, 3))
+    for name in ("windows", "masked", "similarity", "attention_roi", "attention_time"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(three, name))
+    one, three = (
+        reconstruction_quality(model, windows, NONE_MISSING, seed=0, n_folds=3, threads=n)
+        for n in (1, 3)
+    )
+    np.testing.assert_array_equal(one.r2, three.r2)
+
+
 def test_threads_are_put_back():
     before = torch.get_num_threads()
     embed_windows(tiny_model(), tiny_windows(1), NONE_MISSING, threads=before + 1)
@@ -133,8 +151,8 @@ class Reconstructor:
     def __init__(self, rule):
         self.rule, self.masks, self.shown = rule, [], []
 
-    def __call__(self, *, fmri, roi_mask, attention_maps):
-        assert attention_maps is False
+    def __call__(self, *, fmri, roi_mask, attention_maps, context_prediction):
+        assert attention_maps is context_prediction is False
         visible = np.where(roi_mask[0][:, None], np.nan, fmri[0])
         self.masks.append(roi_mask[0].copy())
         self.shown.append(visible)
@@ -296,3 +314,133 @@ def test_numbers_out_of_range_are_refused(numbers):
 )
 def test_windows_are_spread_evenly(n_windows, at_most, expected):
     assert spread_evenly(n_windows, at_most) == expected
+
+
+# --- the linear baseline -------------------------------------------------------------------------
+
+
+def a_correlation(seed=0, rois=ROIS):
+    """Return a correlation matrix that is far from the identity."""
+    factors = np.random.default_rng(seed).standard_normal((rois, 4))
+    covariance = factors @ factors.T + 0.3 * np.eye(rois)
+    spread = np.sqrt(np.diag(covariance))
+    return covariance / np.outer(spread, spread)
+
+
+def test_linear_baseline_is_kriging():
+    """As a Gaussian process over ROIs, frame by frame, whose covariance is the correlation."""
+    correlation, window = a_correlation(), tiny_windows(1)[0].astype(float)
+    hidden = np.isin(np.arange(ROIS), [1, 5, 6])
+    found = linear_reconstruction(window, hidden, correlation)
+    process = GaussianProcessRegressor(Looked(correlation), alpha=0.05, optimizer=None)
+    process.fit(np.flatnonzero(~hidden)[:, None], window[~hidden])
+    expected = process.predict(np.flatnonzero(hidden)[:, None])
+    np.testing.assert_allclose(found[hidden], expected, atol=1e-9)
+    assert np.isnan(found[~hidden]).all()
+
+
+class Looked(Kernel):
+    """A covariance that is looked up in a table."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def __call__(self, X, Y=None, eval_gradient=False):
+        Y = X if Y is None else Y
+        return self.table[np.ix_(X[:, 0].astype(int), Y[:, 0].astype(int))]
+
+    def diag(self, X):
+        return self.table.diagonal()[X[:, 0].astype(int)]
+
+    def is_stationary(self):
+        return False
+
+
+def test_linear_baseline_is_the_mean_of_draws_that_agree_with_what_is_seen():
+    """By brute force: draw all ROIs and the noise, keep what comes close to the seen values."""
+    correlation, hidden = a_correlation(rois=3), np.array([False, True, False])
+    draw = np.random.default_rng(0)
+    truth = draw.multivariate_normal(np.zeros(3), correlation, 4_000_000)
+    noisy = truth[:, ~hidden] + np.sqrt(0.05) * draw.standard_normal((len(truth), 2))
+    seen = np.array([0.6, -0.4])
+    near = (np.abs(noisy - seen) < 0.05).all(1)
+    window = np.array([[seen[0]], [np.nan], [seen[1]]])
+    found = linear_reconstruction(window, hidden, correlation)[1, 0]
+    spread = truth[near, 1].std() / np.sqrt(near.sum())
+    assert abs(found) > 0.2
+    assert found == pytest.approx(truth[near, 1].mean(), abs=4 * spread)
+
+
+@given(st.permutations(range(ROIS)))
+def test_linear_baseline_knows_rois_by_their_correlation_only(order):
+    correlation, window = a_correlation(), tiny_windows(1)[0]
+    hidden, order = np.isin(np.arange(ROIS), [1, 5, 6]), np.array(order)
+    found = linear_reconstruction(window, hidden, correlation)
+    moved = linear_reconstruction(window[order], hidden[order], correlation[np.ix_(order, order)])
+    np.testing.assert_allclose(moved, found[order], atol=1e-9)
+
+
+def test_linear_baseline_does_not_see_what_is_hidden_or_missing():
+    correlation, windows = a_correlation(), tiny_windows(2)
+    spoiled = windows.copy()
+    spoiled[:, TWO_MISSING] = np.nan
+    options = {"seed": 0, "correlation": correlation, "n_folds": 3}
+    model = Reconstructor(lambda visible: np.zeros_like(visible))
+    one = reconstruction_quality(model, windows, TWO_MISSING, **options)
+    other = reconstruction_quality(model, spoiled, TWO_MISSING, **options)
+    for name in ("linear_r2", "linear_rho", "linear_mae", "linear_permuted_r2"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        np.testing.assert_array_equal(np.isnan(getattr(one, name)), TWO_MISSING)
+
+
+def test_linear_baseline_holds_out_the_folds_of_the_network():
+    correlation, windows = a_correlation(), tiny_windows(2)
+    model = Reconstructor(lambda visible: np.zeros_like(visible))
+    options = {"seed": 3, "n_folds": 3}
+    quality = reconstruction_quality(
+        model, windows, TWO_MISSING, correlation=correlation, **options
+    )
+    found = np.full(windows.shape, np.nan)
+    for index, window in enumerate(windows):
+        for hidden in model.masks[6 * index : 6 * index + 3]:
+            answer = linear_reconstruction(window, hidden, correlation)
+            scored = hidden & ~TWO_MISSING
+            found[index, scored] = answer[scored]
+    for roi in np.flatnonzero(~TWO_MISSING):
+        rho = np.mean([np.corrcoef(windows[w, roi], found[w, roi])[0, 1] for w in range(2)])
+        assert quality.linear_rho[roi] == pytest.approx(rho)
+        error = np.abs(windows[:, roi] - found[:, roi]).mean()
+        assert quality.linear_mae[roi] == pytest.approx(error)
+    # the network is scored as it is without a baseline
+    alone = reconstruction_quality(model, windows, TWO_MISSING, **options)
+    np.testing.assert_array_equal(quality.permuted_mae, alone.permuted_mae)
+    assert np.isnan(alone.linear_r2).all()
+
+
+def test_linear_baseline_explains_what_the_correlation_explains():
+    correlation = a_correlation()
+    factor = np.linalg.cholesky(correlation)
+    draw = np.random.default_rng(0)
+    windows = (factor @ draw.standard_normal((4, ROIS, 3000))).astype(np.float32)
+    model = Reconstructor(lambda visible: np.zeros_like(visible))
+    quality = reconstruction_quality(
+        model, windows, NONE_MISSING, seed=0, correlation=correlation, n_folds=ROIS
+    )
+    # held out one by one, without noise: 1 - 1 / (the diagonal of the inverse), in theory
+    expected = 1 - 1 / np.linalg.inv(correlation).diagonal()
+    assert (quality.linear_r2 < expected + 0.02).all()
+    assert (quality.linear_r2 > expected - 0.12).all()
+    assert quality.linear_permuted_r2.mean() < quality.linear_r2.mean() - 0.3
+
+
+@pytest.mark.parametrize(
+    ("correlation", "hidden", "message"),
+    [
+        (np.eye(ROIS + 1), NONE_MISSING, "correlation of shape"),
+        (np.eye(ROIS), NONE_MISSING[1:], "hidden ROIs of shape"),
+        (np.eye(ROIS), ~NONE_MISSING, "every ROI is hidden"),
+    ],
+)
+def test_linear_baseline_refuses_what_does_not_fit(correlation, hidden, message):
+    with pytest.raises(BadDataError, match=message):
+        linear_reconstruction(tiny_windows(1)[0], hidden, correlation)

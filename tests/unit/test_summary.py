@@ -52,20 +52,23 @@ def test_exit_code_of_every_mixture(outcomes, code):
 
 def test_table_has_one_row_per_run_and_no_stray_tabs(tmp_path):
     messy = replace(BROKEN, reason="affine:\n[[1\t0]\n [0 1]]", hint="")
-    write_summary([DONE, messy], tmp_path / "logs" / "summary.tsv")
+    known = replace(DONE, model_domain="in domain")
+    write_summary([known, messy], tmp_path / "logs" / "summary.tsv")
     table = pd.read_csv(
         tmp_path / "logs" / "summary.tsv", sep="\t", dtype=str, keep_default_na=False
     )
-    assert list(table.columns) == ["participant", "run", "status", "reason", "hint"]
+    columns = ["participant", "run", "status", "reason", "hint", "model_domain"]
+    assert list(table.columns) == columns
     assert table.to_numpy().tolist() == [
-        ["01", "sub-01_task-rest", "done", "n/a", "n/a"],
-        ["02", "sub-02_task-rest", "failed", "affine: [[1 0] [0 1]]", "n/a"],
+        ["01", "sub-01_task-rest", "done", "n/a", "n/a", "in domain"],
+        ["02", "sub-02_task-rest", "failed", "affine: [[1 0] [0 1]]", "n/a", "n/a"],
     ]
 
 
 def test_table_of_nobody_has_its_header(tmp_path):
     write_summary([], tmp_path / "summary.tsv")
-    assert (tmp_path / "summary.tsv").read_text() == "participant\trun\tstatus\treason\thint\n"
+    header = "participant\trun\tstatus\treason\thint\tmodel_domain\n"
+    assert (tmp_path / "summary.tsv").read_text() == header
 
 
 def test_table_on_a_full_disk_is_explained(tmp_path, monkeypatch):
@@ -100,6 +103,15 @@ def test_summary_names_who_failed_and_why():
 def test_summary_of_success_is_two_lines():
     second = replace(DONE, run="sub-01_task-rest_run-2")
     assert printed([DONE, second]) == ["1 participant(s), 2 run(s): 2 done", "outputs: OUT"]
+
+
+def test_summary_says_whether_the_model_knows_the_data():
+    verdicts = ["doubtful", "in domain", "in domain", "not trained", ""]
+    outcomes = [replace(DONE, model_domain=verdict) for verdict in verdicts]
+    assert printed([*outcomes, BROKEN])[-2] == (
+        "does the model know these data? 2 in domain, 1 doubtful, 1 not trained "
+        "(ModelDomain in the sidecars)"
+    )
 
 
 @pytest.fixture

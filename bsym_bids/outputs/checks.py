@@ -1,0 +1,204 @@
+"""What is written of a check of a model on a dataset, and what is printed of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bsym_bids import __version__
+from bsym_bids.model.checking import ALL, ModelCheck, Row
+from bsym_bids.model.domain import Verdict
+from bsym_bids.outputs.names import dataset_path, dataset_products
+from bsym_bids.outputs.publish import OutputFile, fingerprint, publish
+from bsym_bids.outputs.sidecars import ATLAS, about_model, columns, software_versions
+from bsym_bids.outputs.tables import Table
+
+_RUN_COLUMNS = {
+    "participant": "Label of the participant without sub-, or all: median over participants",
+    "run": "The run, or all: mean over the participant's runs",
+    "n_rois": "ROIs with a score",
+    "r2": "Coefficient of determination of held-out ROIs, mean over ROIs",
+    "rho": "Pearson correlation of held-out ROIs with their reconstruction, mean over ROIs",
+    "mae": "Mean absolute error of held-out ROIs, in units of the scaled series",
+    "permuted_r2": "The same as r2, with the series presented under permuted ROI labels",
+    "permuted_rho": "The same as rho, with the series presented under permuted ROI labels",
+    "permuted_mae": "The same as mae, with the series presented under permuted ROI labels",
+    "linear_r2": "The same as r2, of the linear baseline",
+    "linear_rho": "The same as rho, of the linear baseline",
+    "linear_mae": "The same as mae, of the linear baseline",
+    "linear_permuted_r2": "The same as permuted_r2, of the linear baseline",
+    "linear_permuted_rho": "The same as permuted_rho, of the linear baseline",
+    "linear_permuted_mae": "The same as permuted_mae, of the linear baseline",
+    "model_domain": "Whether the model knows the data",
+}
+_WAYS = {
+    "": "by the network",
+    "permuted_": "by the network under permuted ROI labels",
+    "group_": "by the group average, fitted to the edges that are not hidden",
+}
+_EDGE_COLUMNS = {
+    "participant": "Label of the participant without sub-, or all: median over participants",
+    "scan": "The scan, or all: mean over the participant's scans",
+    "measure": "Edge weights: count (streamlines), or invnodevol (divided by ROI volumes)",
+    "transform": "What was made of them: log10p1, log10(1 + d), or log10, log10(d) of edges",
+    "in_use": "Whether it is the convention that the verdict is for",
+    "n_edges": "Pairs of ROIs with an edge",
+    **{
+        f"{prefix}{way}{score}": f"{text} of hidden {population}, predicted {predicted}"
+        for prefix, population in (("", "pairs of ROIs"), ("edges_", "pairs that have an edge"))
+        for way, predicted in _WAYS.items()
+        for score, text in (
+            ("r2", "Coefficient of determination"),
+            ("rho", "Pearson correlation"),
+            ("mae", "Mean absolute error"),
+        )
+    },
+    "model_domain": "Whether the model knows the data, for the convention in use",
+}
+
+
+def write_check(check: ModelCheck, derivatives: Path) -> tuple[Path, ...]:
+    """Write the tables of a check into the dataset.
+
+    Parameters
+    ----------
+    check : ModelCheck
+        What was found.
+    derivatives : Path
+        Root of the dataset.
+
+    Returns
+    -------
+    tuple of Path
+        The tables that were written; one that there is nothing for is not.
+    """
+    verdicts = check.reconstruction_verdict, check.edges_verdict
+    products = (
+        ("model_reconstruction", check.runs, _RUN_COLUMNS, verdicts[0], check.run_paths),
+        ("model_edges", check.edges, _EDGE_COLUMNS, verdicts[1], check.scan_paths),
+    )
+    outputs = [
+        OutputFile(
+            dataset_path(derivatives, key, check.release.name),
+            _table(rows, check, described),
+            _sidecar(check, key, verdict)
+            | {"Sources": [f"bids::{p.relative_to(derivatives).as_posix()}" for p in paths]}
+            | columns(described),
+        )
+        for key, rows, described, verdict, paths in products
+        if rows
+    ]
+    publish(outputs, fingerprint(__version__, check.release.fingerprint, check.settings))
+    return tuple(output.path for output in outputs)
+
+
+def _table(rows: Sequence[Row], check: ModelCheck, described: Mapping[str, str]) -> Table:
+    records = [
+        {
+            "participant": row.participant,
+            "run": row.label,
+            "scan": row.label,
+            "measure": row.convention and row.convention.measure,
+            "transform": row.convention and row.convention.transform,
+            "in_use": row.convention == check.convention,
+            **row.scores,
+            "model_domain": row.verdict and row.verdict.verdict,
+        }
+        for row in rows
+    ]
+    return Table({name: [record[name] for record in records] for name in described})
+
+
+def _sidecar(check: ModelCheck, key: str, verdict: Verdict | None) -> dict[str, Any]:
+    document = {
+        "Description": dataset_products()[key].description,
+        "Atlas": ATLAS,
+        "SoftwareVersions": software_versions(),
+        "CheckSettings": dict(check.settings),
+        "Threads": check.threads,
+        "ModelQuality": check.release.card.get("quality", {}),
+        "Participants": list(check.participants),
+        "ParticipantsInDataset": check.n_participants,
+        "NotChecked": [*check.skipped, *map(str, check.problems)],
+    }
+    domain = {"ModelDomain": verdict.document} if verdict else {}
+    return document | domain | about_model(check.release)
+
+
+def report(check: ModelCheck) -> Iterator[str]:
+    """Yield what a person wants to know of a check, a line at a time."""
+    looked_at = len(check.participants)
+    release = check.release
+    yield f"{release.name}: {looked_at} of {check.n_participants} participant(s)"
+    if release.warning:
+        yield release.warning
+    if check.runs:
+        yield from _report_runs(check)
+    if check.edges:
+        yield from _report_edges(check)
+    for problem in (*check.skipped, *check.problems):
+        yield f"not checked: {problem}"
+
+
+def _report_runs(check: ModelCheck) -> Iterator[str]:
+    overall = check.runs[-1].scores
+    yield ""
+    yield f"{'Held-out ROIs, median over participants':<44}{'R2':>8}{'rho':>8}{'MAE':>8}"
+    for name, way in (
+        (check.release.name, ""),
+        ("  under permuted ROI labels", "permuted_"),
+        ("linear, from group connectivity", "linear_"),
+        ("  under permuted ROI labels", "linear_permuted_"),
+    ):
+        yield _line(name, overall, way)
+    yield from _report_card(check, "reconstruction")
+    yield from _report_verdicts(check.runs)
+
+
+def _report_edges(check: ModelCheck) -> Iterator[str]:
+    yield ""
+    yield f"{'Hidden edges, median over participants':<44}{'R2':>8}{'rho':>8}{'MAE':>8}"
+    for row in check.edges:
+        if row.participant == ALL and row.convention is not None:
+            mark = "*" if row.convention == check.convention else " "
+            yield f"{mark} {row.convention.measure}, {row.convention.transform}"
+            yield _line(f"  {check.release.name}", row.scores, "")
+            yield _line("    under permuted ROI labels", row.scores, "permuted_")
+            yield _line("    where there is an edge", row.scores, "edges_")
+            yield _line("  group average", row.scores, "group_")
+    yield "* the convention in use"
+    yield from _report_card(check, "edges")
+    yield from _report_verdicts([row for row in check.edges if row.verdict])
+
+
+def _line(name: str, scores: Mapping[str, float], way: str) -> str:
+    numbers = (scores.get(f"{way}{score}", math.nan) for score in ("r2", "rho", "mae"))
+    return f"{name:<44}" + "".join(
+        f"{number:>8.3f}" if math.isfinite(number) else f"{'n/a':>8}" for number in numbers
+    )
+
+
+def _report_card(check: ModelCheck, key: str) -> Iterator[str]:
+    """Say what the card has on the model's own held-out data."""
+    known = check.release.card.get("quality", {}).get(key)
+    if known is None:
+        yield "the card of the model has nothing on its own held-out data"
+        return
+    yield _line("on the card, for held-out data of its own", known, "")
+    if "permuted_r2" in known or "permuted_rho" in known:
+        yield _line("  under permuted ROI labels", known, "permuted_")
+    if "data" in known:
+        yield f"  ({known['data']})"
+
+
+def _report_verdicts(rows: Sequence[Row]) -> Iterator[str]:
+    """Say the verdict on each participant and on all of them."""
+    yield ""
+    for row in rows:
+        if row.verdict and row.label == ALL and row.participant != ALL:
+            yield f"  sub-{row.participant}: {row.verdict.verdict}"
+    for row in rows:
+        if row.verdict and row.participant == ALL:
+            yield f"All: {row.verdict.verdict}: {row.verdict.reason}"

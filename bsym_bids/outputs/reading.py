@@ -1,0 +1,325 @@
+"""Reading back what the participant level writes, for everything that starts from it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsym_bids import atlas
+from bsym_bids.bold.censoring import fill_censored
+from bsym_bids.errors import BadDataError, InputMissingError
+from bsym_bids.outputs.names import STATISTICS, products, sidecar_of
+from bsym_bids.outputs.tables import NOT_AVAILABLE
+
+LOGGER = logging.getLogger("bsym_bids")
+_ATLAS = {"atlas": atlas.LABEL, "scale": atlas.SCALE}
+#: Entities that say how an output was made, not which scan it is from.
+_MADE = ("space", "atlas", "scale", "res", "den", "stat", "desc")
+_HINT = "make the file again with bsym-bids, or take it away"
+
+
+@dataclass(frozen=True)
+class WrittenRun:
+    """The denoised time series of one BOLD run in one space.
+
+    Attributes
+    ----------
+    entities : mapping of str to str
+        Entities of the source, short keys, in their order.
+    space : str
+        Space of the source.
+    label : str
+        What the run is called in messages and tables.
+    path : Path
+        The table of the series.
+    repetition_time : float
+        In seconds.
+    sidecar : mapping
+        The whole sidecar.
+    """
+
+    entities: Mapping[str, str]
+    space: str
+    label: str
+    path: Path
+    repetition_time: float
+    sidecar: Mapping[str, Any]
+
+    @property
+    def participant(self) -> str:
+        """Label of the participant, without ``sub-``."""
+        return self.entities["sub"]
+
+    @property
+    def session(self) -> str | None:
+        """Label of the session, without ``ses-``."""
+        return self.entities.get("ses")
+
+
+@dataclass(frozen=True)
+class WrittenConnectome:
+    """A structural connectome.
+
+    Attributes
+    ----------
+    entities : mapping of str to str
+        Entities of the source, short keys, in their order.
+    label : str
+        What the scan is called in messages and tables.
+    measure : str
+        What the edges are: ``count``, ``invnodevol``, ... (``desc-`` of its name).
+    path : Path
+        The table.
+    """
+
+    entities: Mapping[str, str]
+    label: str
+    measure: str
+    path: Path
+
+    @property
+    def participant(self) -> str:
+        """Label of the participant, without ``sub-``."""
+        return self.entities["sub"]
+
+    @property
+    def session(self) -> str | None:
+        """Label of the session, without ``ses-``."""
+        return self.entities.get("ses")
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenSeries:
+    """A run's series as the model gets it, but for resampling and scaling.
+
+    Attributes
+    ----------
+    timeseries : ndarray, shape (T, 450)
+        Contiguous: censored frames are interpolated as by `fill_censored`. Columns of NaN are
+        ROIs that were not measured.
+    censored : ndarray of bool, shape (T,)
+        Frames that count for nothing.
+    repetition_time : float
+        In seconds.
+    """
+
+    timeseries: NDArray[np.float64]
+    censored: NDArray[np.bool_]
+    repetition_time: float
+
+
+def find_runs(derivatives: Path) -> list[WrittenRun]:
+    """Find the denoised time series of a dataset.
+
+    Parameters
+    ----------
+    derivatives : Path
+        Output folder of the participant level.
+
+    Returns
+    -------
+    list of WrittenRun
+        Sorted by path. A run that was processed in two spaces is there twice. A series without a
+        sidecar, as a killed run leaves it, is left out with a warning.
+
+    Raises
+    ------
+    InputMissingError
+        There is no such folder.
+    BadDataError
+        A sidecar cannot be read, or has no repetition time.
+    """
+    product = products()["denoised"]
+    runs = []
+    for path, made in _find(derivatives, "func", product.suffix, product.extension):
+        if made.get("desc") != product.desc or made.get("stat") not in STATISTICS.values():
+            continue
+        if not sidecar_of(path).is_file():
+            LOGGER.warning("%s: left out, as its sidecar is absent: not complete", path)
+            continue
+        sidecar = _read_sidecar(path)
+        entities, space = _sources(path), made.get("space", "")
+        parts = [f"{key}-{value}" for key, value in entities.items()]
+        parts += [f"{key}-{made[key]}" for key in ("space", "res", "den") if key in made]
+        runs.append(
+            WrittenRun(
+                entities, space, "_".join(parts), path, _repetition_time(path, sidecar), sidecar
+            )
+        )
+    return runs
+
+
+def one_space(runs: Sequence[WrittenRun]) -> list[WrittenRun]:
+    """Return each run once: of one that was processed in several spaces, the first."""
+    chosen: dict[tuple[tuple[str, str], ...], WrittenRun] = {}
+    for run in runs:
+        chosen.setdefault(tuple(run.entities.items()), run)
+    return list(chosen.values())
+
+
+def find_connectomes(derivatives: Path) -> list[WrittenConnectome]:
+    """Find the structural connectomes of a dataset: ``sub-*/[ses-*/]dwi/*_desc-*_relmat.tsv``.
+
+    Parameters
+    ----------
+    derivatives : Path
+        Output folder of the participant level.
+
+    Returns
+    -------
+    list of WrittenConnectome
+        Sorted by path; those of one scan differ in their measure.
+
+    Raises
+    ------
+    InputMissingError
+        There is no such folder.
+    """
+    connectomes = []
+    for path, made in _find(derivatives, "dwi", "relmat", ".tsv"):
+        if "desc" in made:
+            entities = _sources(path)
+            label = "_".join(f"{key}-{value}" for key, value in entities.items())
+            connectomes.append(WrittenConnectome(entities, label, made["desc"], path))
+    return connectomes
+
+
+def read_timeseries(run: WrittenRun) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Read a run's denoised series.
+
+    Returns
+    -------
+    timeseries : ndarray, shape (T, 450)
+        NaN in censored volumes, and throughout in ROIs that were not measured.
+    censored : ndarray of bool, shape (T,)
+        Volumes that were censored.
+
+    Raises
+    ------
+    BadDataError
+        The table cannot be read, is not of the atlas, or does not fit its sidecar.
+    """
+    values = _read_numbers(run.path, rows_named=False)
+    volumes = run.sidecar.get("CensoredVolumes", [])
+    censored = np.isin(np.arange(len(values)), volumes)
+    if not isinstance(volumes, list) or censored.sum() != len(volumes):
+        raise BadDataError(
+            f"{sidecar_of(run.path)}: CensoredVolumes are not volumes of the {len(values)} in "
+            f"{run.path.name}",
+            _HINT,
+        )
+    return values, censored
+
+
+def read_series(run: WrittenRun) -> WrittenSeries:
+    """Read a run's denoised series with censored volumes interpolated, as the model gets them.
+
+    Raises
+    ------
+    BadDataError
+        As `read_timeseries`, and when fewer than two volumes are left.
+    """
+    values, censored = read_timeseries(run)
+    kept = ~censored
+    if kept.sum() < 2:
+        raise BadDataError(f"{run.path}: {kept.sum()} of {kept.size} volumes are not censored")
+    measured = np.isfinite(values[kept]).all(axis=0)
+    filled = np.full(values.shape, np.nan)
+    filled[:, measured] = fill_censored(values[kept][:, measured], kept)
+    return WrittenSeries(filled, censored, run.repetition_time)
+
+
+def read_connectome(connectome: WrittenConnectome) -> NDArray[np.float64]:
+    """Read a structural connectome.
+
+    Returns
+    -------
+    ndarray, shape (450, 450)
+        NaN in rows and columns of ROIs that were not measured.
+
+    Raises
+    ------
+    BadDataError
+        The table cannot be read, or is not a square one of the atlas.
+    """
+    return _read_numbers(connectome.path, rows_named=True)
+
+
+def _find(
+    derivatives: Path, datatype: str, suffix: str, extension: str
+) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Yield the files of our atlas, sorted, with the entities that say how they were made."""
+    if not derivatives.is_dir():
+        raise InputMissingError(
+            f"{derivatives}: no such folder",
+            hint="name the output folder of the participant level",
+        )
+    pattern = f"{datatype}/sub-*_{suffix}{extension}"
+    for path in sorted(
+        [*derivatives.glob(f"sub-*/{pattern}"), *derivatives.glob(f"sub-*/ses-*/{pattern}")]
+    ):
+        entities = _entities(path)
+        if entities.items() >= _ATLAS.items():
+            yield path, {key: value for key, value in entities.items() if key in _MADE}
+
+
+def _entities(path: Path) -> dict[str, str]:
+    """Return the entities of a file name, by short key."""
+    parts = path.name.split("_")[:-1]
+    return {key: value for key, _, value in (part.partition("-") for part in parts)}
+
+
+def _sources(path: Path) -> dict[str, str]:
+    return {key: value for key, value in _entities(path).items() if key not in _MADE}
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    sidecar = sidecar_of(path)
+    try:
+        document = json.loads(sidecar.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadDataError(f"{sidecar}: cannot be read as JSON: {error}", _HINT) from error
+    if not isinstance(document, dict):
+        raise BadDataError(f"{sidecar}: is not a JSON object", _HINT)
+    return document
+
+
+def _repetition_time(path: Path, sidecar: Mapping[str, Any]) -> float:
+    seconds = sidecar.get("RepetitionTime")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise BadDataError(
+            f"{sidecar_of(path)}: RepetitionTime is {seconds!r} instead of seconds above 0", _HINT
+        )
+    return float(seconds)
+
+
+def _read_numbers(path: Path, rows_named: bool) -> NDArray[np.float64]:
+    """Read a table of numbers with a column per ROI, and a row per ROI where rows are named."""
+    import pandas as pd
+
+    names = list(atlas.roi_names())
+    try:
+        table = pd.read_csv(path, sep="\t", na_values=NOT_AVAILABLE, keep_default_na=False)
+        if rows_named:
+            table = table.set_index(str(table.columns[0]))
+        values = table.to_numpy(dtype=np.float64)
+    except (OSError, ValueError, IndexError) as error:
+        raise BadDataError(
+            f"{path}: cannot be read as a table of numbers: {error}", _HINT
+        ) from error
+    if list(table.columns) != names or (rows_named and list(table.index) != names):
+        raise BadDataError(
+            f"{path}: {'rows and columns are' if rows_named else 'columns are'} not the "
+            f"{len(names)} ROIs of the atlas, in its order",
+            _HINT,
+        )
+    if not len(values) or np.isinf(values).any():
+        raise BadDataError(f"{path}: holds no rows, or values that are not finite", _HINT)
+    return values
