@@ -18,9 +18,14 @@ from bsym_bids.cli import build_parser
 from bsym_bids.config import RunConfig
 from bsym_bids.inputs.records import BoldRun, Derivatives
 from bsym_bids.jobs import RunJob, Settings
+from bsym_bids.model import cards
+from bsym_bids.model.checking import EdgeConvention, ModelCheck, Row, check_settings
+from bsym_bids.model.cli import build_parser as build_model_parser
+from bsym_bids.model.domain import Verdict
 from bsym_bids.model.embed import FunctionalEmbedding
 from bsym_bids.model.reconstruction import ReconstructionQuality
 from bsym_bids.model.weights import resolve_release
+from bsym_bids.outputs.checks import write_check
 from bsym_bids.outputs.dataset import describe_dataset
 from bsym_bids.outputs.embedding import write_embedding
 from bsym_bids.outputs.names import STATISTICS, RunNames, products
@@ -30,6 +35,7 @@ from bsym_bids.summary import Outcome, write_summary
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OUTPUTS = (ROOT / "docs" / "outputs.md").read_text("utf-8")
+MODELS = (ROOT / "docs" / "models.md").read_text("utf-8")
 N, T, D = atlas.N_ROIS, 12, 2
 
 
@@ -90,13 +96,38 @@ def dataset(tmp_path_factory):
         masked=rng.random((N, D)),
         threads=1,
     )
-    quality = ReconstructionQuality(*rng.random((6, N)), windows=(0,), n_folds=7, threads=1)
+    quality = ReconstructionQuality(*rng.random((12, N)), windows=(0,), n_folds=7, threads=1)
 
     describe_dataset(config.output_dir, {"fmriprep": folder})
     write_timeseries(job, parcellation, cleaned)
     write_embedding(job, cleaned, windows, embedding, quality)
+    write_check(a_check(settings.release, config.output_dir), config.output_dir)
     write_summary([Outcome("01", "n/a", "done")], config.output_dir / "logs" / "x_summary.tsv")
     return config.output_dir
+
+
+def a_check(release, folder):
+    """Return a check of a model with made-up numbers."""
+    domain = Verdict("in domain", "made up")
+    ways = ("", "permuted_", "linear_", "linear_permuted_")
+    of_run = {f"{way}{score}": 0.5 for way in ways for score in ("r2", "rho", "mae")}
+    ways = ("", "permuted_", "group_", "edges_", "edges_permuted_", "edges_group_")
+    of_scan = {f"{way}{score}": 0.5 for way in ways for score in ("r2", "rho", "mae")}
+    convention = EdgeConvention("count", "log10")
+    return ModelCheck(
+        release=release,
+        participants=("01",),
+        n_participants=1,
+        runs=(Row("all", "all", {"n_rois": 1, **of_run}, domain),),
+        edges=(Row("all", "all", {"n_edges": 1, **of_scan}, domain, convention),),
+        convention=convention,
+        settings=check_settings(release, 0),
+        run_paths=(folder / "sub-01" / "x.tsv",),
+        scan_paths=(),
+        threads=1,
+        problems=(),
+        skipped=(),
+    )
 
 
 def keys_of(value):
@@ -146,7 +177,9 @@ def test_every_column_array_and_key_that_is_written_is_described(dataset):
 
 
 def test_every_file_of_the_dataset_is_described(dataset):
-    assert undocumented(path.name for path in dataset.iterdir() if path.is_file()) == []
+    names = [path.name for path in dataset.iterdir() if path.is_file()]
+    tables = [name for name in names if not (name.startswith("desc-") and name.endswith("json"))]
+    assert undocumented(name.replace("desc-untrained", "desc-<model>") for name in tables) == []
     assert (
         undocumented(["logs/<run>_config.toml", "logs/<run>.log", "logs/<run>_summary.tsv"]) == []
     )
@@ -166,6 +199,33 @@ def test_every_option_is_described():
     options = [name for action in build_parser()._actions for name in action.option_strings]
     named = set(re.findall(r"--[a-z][a-z-]*", text))
     assert {name for name in options if name.startswith("--")} - named == {"--help"}
+
+
+def test_every_command_and_option_of_the_models_is_described():
+    text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    (commands,) = (a.choices for a in build_model_parser()._actions if a.dest == "command")
+    for name, parser in commands.items():
+        section = rf"^#+ `bsym-model {name}\b.*?(?=^#|\Z)"
+        found = re.search(section, text, re.M | re.S)
+        assert found, f"bsym-model {name}"
+        described = found[0]
+        options = {o for action in parser._actions for o in action.option_strings}
+        assert {o for o in options if o.startswith("--") and o not in described} == {"--help"}
+
+
+def test_every_key_of_a_card_is_described():
+    keys = {part for rule in cards._RULES for part in rule.key.split(".")}
+    assert {"rois", "quality", "transform"} <= keys
+    assert sorted(k for k in keys if f"`{k}`" not in MODELS and f"    {k}: " not in MODELS) == []
+
+
+def test_every_variable_is_described():
+    sources = [ROOT / "bsym_bids", ROOT / "workflows"]
+    text = "".join(p.read_text("utf-8") for folder in sources for p in folder.rglob("*.py"))
+    named = set(re.findall(r"BSYM_[A-Z]+(?:_[A-Z]+)*", text))
+    assert {"BSYM_MODEL_HOME", "BSYM_OFFLINE"} <= named
+    pages = "".join(page.read_text("utf-8") for page in PAGES)
+    assert sorted(n for n in named if f"{n}`" not in pages and f"{n}=" not in pages) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,0 +1,1 @@
+"""Training the network: simulated participants, a start from connectivity, objectives, the loop."""
