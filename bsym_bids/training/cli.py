@@ -90,6 +90,9 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     group.add_argument("--threads", type=int, default=1, help="of the CPU")
+    group.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of products"
+    )
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where")
 
 

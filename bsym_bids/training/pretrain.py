@@ -41,6 +41,7 @@ from bsym_bids.training.validation import (
 )
 
 STARTS = ("connectivity", "random")
+PRECISIONS = ("float32", "bfloat16")
 RELEASE, FIGURE = "release", "losses.svg"
 
 
@@ -85,6 +86,9 @@ class PretrainSettings:
         CPU threads; the last digits hang on them.
     device : str
         ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+    precision : str
+        ``float32``, or ``bfloat16`` for the products of the functional and structural phases:
+        half as fast again on processors that have it, and no worse.
     """
 
     start: str = "connectivity"
@@ -107,6 +111,7 @@ class PretrainSettings:
     seed: int = 0
     threads: int = 1
     device: str = "auto"
+    precision: str = "float32"
 
     def check(self) -> None:
         """Refuse what cannot be meant.
@@ -139,6 +144,7 @@ class PretrainSettings:
             "repetition_time": rules.repetition_time > 0,
             "window_step": rules.window_step >= 1,
             "start": self.start in STARTS,
+            "precision": self.precision in PRECISIONS,
         }
         if wrong := [name for name, holds in ranges.items() if not holds]:
             raise UsageError(
@@ -324,6 +330,11 @@ class _Trainer:
         drawn = torch.randint(len(indices), (self.settings.batch_size,), generator=random)
         return np.sort(indices[drawn.numpy()])
 
+    def _rounding(self) -> torch.autocast:
+        """Return what has products computed in the precision of the settings."""
+        enabled = self.settings.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
     def _functional(self) -> Phase:
         windows, chosen = self.data.windows, self.settings
         assert windows is not None
@@ -331,7 +342,9 @@ class _Trainer:
         indices = windows.of(self.training)
 
         def loss(random: torch.Generator) -> Mapping[str, Tensor]:
-            return objective(windows.batch(self._draw(indices, random), self.device), random)
+            batch = windows.batch(self._draw(indices, random), self.device)
+            with self._rounding():
+                return objective(batch, random)
 
         score = partial(reconstruction_score, self.model, windows, windows.of(self.held_out))
         sides = dict.fromkeys(("temporal", "frame_decoder", "context"), chosen.side_learning_rate)
@@ -345,7 +358,9 @@ class _Trainer:
         indices = connectomes.of(self.training)
 
         def loss(random: torch.Generator) -> Mapping[str, Tensor]:
-            return objective(connectomes.batch(self._draw(indices, random), self.device), random)
+            batch = connectomes.batch(self._draw(indices, random), self.device)
+            with self._rounding():
+                return objective(batch, random)
 
         score = partial(edge_score, self.model, connectomes, connectomes.of(self.held_out))
         schedule = self._schedule(chosen.structural_steps, chosen.structural_learning_rate)
