@@ -8,7 +8,7 @@ connectomes under each convention for their weights, each beside its controls; a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from bsym_bids import atlas
 from bsym_bids.atlas.group import group_functional_connectivity, group_streamline_counts
 from bsym_bids.bold.cleaning import naming
-from bsym_bids.bold.windows import WINDOW_LENGTH, windows_for_model
+from bsym_bids.bold.windows import WINDOW_LENGTH, Windows, windows_for_model
 from bsym_bids.errors import BsymError, InputMissingError
 from bsym_bids.inputs.selection import unknown_label
 from bsym_bids.model.contract import FUNCTIONAL, check_contract, check_network
 from bsym_bids.model.domain import Verdict, judge_edges, judge_reconstruction
 from bsym_bids.model.embed import inference
+from bsym_bids.model.networks import Recovery, recovery_of_run
 from bsym_bids.model.reconstruction import OVERALL, reconstruction_quality
 from bsym_bids.model.structural import (
     CONVENTIONS,
@@ -123,6 +124,8 @@ class ModelCheck:
         Why runs or scans could not be checked.
     skipped : tuple of str
         What was not checked at all, and why.
+    networks : mapping of str to Recovery
+        See `bsym_bids.model.networks.recovery_of_run`, mean over runs; empty if not asked for.
     """
 
     release: Release
@@ -137,6 +140,7 @@ class ModelCheck:
     threads: int
     problems: tuple[BsymError, ...]
     skipped: tuple[str, ...]
+    networks: Mapping[str, Recovery] = field(default_factory=dict)
 
     @property
     def reconstruction_verdict(self) -> Verdict | None:
@@ -158,6 +162,7 @@ def check_model(
     n_participants: int = 0,
     seed: int = 0,
     threads: int | None = None,
+    networks: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> ModelCheck:
     """Check what a model can predict of a dataset.
@@ -176,6 +181,8 @@ def check_model(
         Of random weights, participants, folds and permutations.
     threads : int, optional
         CPU threads; None leaves torch's setting.
+    networks : bool
+        Whether to measure network recovery, too.
     say : callable
         Is told how it goes on, a line at a time.
 
@@ -224,6 +231,7 @@ def check_model(
     with inference(threads) as used:
         found_runs = _collect(runs, of_run, problems, say)
         found_edges = _collect(scans, of_scan, problems, say)
+        recovery = _recovery(model, runs, settings, say) if networks else {}
     if not found_runs and not found_edges:
         raise problems[0]
     in_use = stated_convention(release.card) or _best_convention(found_edges)
@@ -240,6 +248,40 @@ def check_model(
         used,
         tuple(problems),
         skipped,
+        recovery,
+    )
+
+
+def _recovery(
+    model: BrainSymphony,
+    runs: Sequence[WrittenRun],
+    settings: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Recovery]:
+    """Return the network recovery of each kind of features, mean over the runs that can be used."""
+    sides = [roi.hemisphere for roi in atlas.rois()]
+    found: dict[str, list[Recovery]] = {}
+    for number, run in enumerate(runs, 1):
+        say(f"networks, {number} of {len(runs)}: {run.label}")
+        try:
+            windows = _windows(run, settings)
+            recovered = recovery_of_run(
+                model, windows.data, windows.missing, atlas.networks(), sides, settings["Seed"]
+            )
+        except BsymError:
+            continue  # named already, when its reconstruction could not be scored
+        for name, recovery in recovered.items():
+            found.setdefault(name, []).append(recovery)
+    return {name: Recovery.mean(recoveries) for name, recoveries in found.items()}
+
+
+def _windows(run: WrittenRun, settings: Mapping[str, Any]) -> Windows:
+    """Return a run's windows as the model's card has them."""
+    return windows_for_model(
+        read_series(run),
+        settings["ModelRepetitionTime"],
+        settings["Scaling"],
+        settings["WindowStep"],
     )
 
 
@@ -289,12 +331,7 @@ def run_scores(
         The run cannot be read, is too short, or lacks too many ROIs.
     """
     with naming(run.path):
-        windows = windows_for_model(
-            read_series(run),
-            settings["ModelRepetitionTime"],
-            settings["Scaling"],
-            settings["WindowStep"],
-        )
+        windows = _windows(run, settings)
         quality = reconstruction_quality(
             model,
             windows.data,

@@ -42,6 +42,11 @@ def add_check(commands: Commands) -> None:
     command.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     command.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: all)")
     command.add_argument(
+        "--networks",
+        action="store_true",
+        help="also: how well ROI embeddings tell networks, beside codes and data without a model",
+    )
+    command.add_argument(
         "--print-only", action="store_true", help="print the result, but write no tables"
     )
 
@@ -61,6 +66,7 @@ def _check(arguments: argparse.Namespace) -> None:
         n_participants=arguments.n_participants,
         seed=arguments.seed,
         threads=arguments.threads,
+        networks=arguments.networks,
         say=partial(print, file=sys.stderr),
     )
     for line in report(check):

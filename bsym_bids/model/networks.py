@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from bsym_bids.model.brainsymphony import BrainSymphony
 
 _FOLDS = 5
+#: What is compared, and what it is.
+FEATURES: Mapping[str, str] = {
+    "embedding": "ROI embeddings, mean over windows",
+    "shuffled": "embeddings of data whose ROIs changed places",
+    "masked": "embedding of no data at all",
+    "code": "positional code of the network",
+    "series": "series of the first window",
+    "series_and_code": "series of the first window, with the code",
+    "connectivity": "rows of the correlation matrix",
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,14 @@ class Recovery:
 
     folds: float
     left_to_right: float
+
+    @classmethod
+    def mean(cls, recoveries: Sequence[Recovery]) -> Recovery:
+        """Return the mean of several."""
+        return cls(
+            float(np.mean([recovery.folds for recovery in recoveries])),
+            float(np.mean([recovery.left_to_right for recovery in recoveries])),
+        )
 
 
 def network_recovery(
@@ -97,10 +115,7 @@ def recovery_of_run(
     Returns
     -------
     mapping of str to Recovery
-        ``embedding`` (mean over windows), ``shuffled`` (the same of data whose measured ROIs
-        changed places), ``masked`` (the embedding of no data at all), ``code`` (the positional
-        code), ``series`` (the first window), ``series_and_code``, ``connectivity`` (rows of the
-        mean correlation matrix of the windows).
+        By name, see `FEATURES`; the correlation matrix is the mean over windows.
     """
     from bsym_bids.model.embed import embed_windows
 

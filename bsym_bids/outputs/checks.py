@@ -10,6 +10,7 @@ from typing import Any
 from bsym_bids import __version__
 from bsym_bids.model.checking import ALL, ModelCheck, Row
 from bsym_bids.model.domain import Verdict
+from bsym_bids.model.networks import FEATURES
 from bsym_bids.outputs.names import dataset_path, dataset_products
 from bsym_bids.outputs.publish import OutputFile, fingerprint, publish
 from bsym_bids.outputs.sidecars import ATLAS, about_model, columns, software_versions
@@ -57,6 +58,11 @@ _EDGE_COLUMNS = {
     },
     "model_domain": "Whether the model knows the data, for the convention in use",
 }
+_NETWORK_COLUMNS = {
+    "features": "What the network of an ROI is told from",
+    "accuracy": "Share of ROIs told right, mean over five folds of ROIs",
+    "left_to_right": "Share of ROIs of the right hemisphere told right, learnt from the left",
+}
 
 
 def write_check(check: ModelCheck, derivatives: Path) -> tuple[Path, ...]:
@@ -90,8 +96,26 @@ def write_check(check: ModelCheck, derivatives: Path) -> tuple[Path, ...]:
         for key, rows, described, verdict, paths in products
         if rows
     ]
+    if check.networks:
+        outputs.append(_networks_output(check, derivatives))
     publish(outputs, fingerprint(__version__, check.release.fingerprint, check.settings))
     return tuple(output.path for output in outputs)
+
+
+def _networks_output(check: ModelCheck, derivatives: Path) -> OutputFile:
+    table = Table(
+        {
+            "features": list(check.networks),
+            "accuracy": [recovery.folds for recovery in check.networks.values()],
+            "left_to_right": [recovery.left_to_right for recovery in check.networks.values()],
+        }
+    )
+    sources = [f"bids::{path.relative_to(derivatives).as_posix()}" for path in check.run_paths]
+    sidecar = _sidecar(check, "model_networks", None) | {"Sources": sources}
+    sidecar |= columns(_NETWORK_COLUMNS)
+    sidecar["features"]["Levels"] = dict(FEATURES)
+    path = dataset_path(derivatives, "model_networks", check.release.name)
+    return OutputFile(path, table, sidecar)
 
 
 def _table(rows: Sequence[Row], check: ModelCheck, described: Mapping[str, str]) -> Table:
@@ -138,6 +162,8 @@ def report(check: ModelCheck) -> Iterator[str]:
         yield from _report_runs(check)
     if check.edges:
         yield from _report_edges(check)
+    if check.networks:
+        yield from _report_networks(check)
     for problem in (*check.skipped, *check.problems):
         yield f"not checked: {problem}"
 
@@ -171,6 +197,13 @@ def _report_edges(check: ModelCheck) -> Iterator[str]:
     yield "* the convention in use"
     yield from _report_card(check, "edges")
     yield from _report_verdicts([row for row in check.edges if row.verdict])
+
+
+def _report_networks(check: ModelCheck) -> Iterator[str]:
+    yield ""
+    yield f"{'Network of ROIs told from, mean over runs':<60}{'folds':>8}{'L to R':>8}"
+    for name, recovery in check.networks.items():
+        yield f"{FEATURES[name]:<60}{recovery.folds:>8.3f}{recovery.left_to_right:>8.3f}"
 
 
 def _line(name: str, scores: Mapping[str, float], way: str) -> str:

@@ -62,7 +62,7 @@ def run_command(*arguments: object, **options: object) -> Result:
 
 
 def participant_level(bids: Path, out: Path, *arguments: object, **options: object) -> Result:
-    return run_command(bids, out, "participant", "--model", "untrained", *arguments, **options)
+    return run_command(bids, out, "participant", "--model", "bsym-sim-v1", *arguments, **options)
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ def test_full_file_system_is_explained(dataset, small_model, tmp_path, where, fi
 )
 def test_ended_program_takes_its_workers_along(dataset, tmp_path, number, whom):
     out = tmp_path / "out"
-    call = [PROGRAM, dataset, out, "participant", "--model", "untrained", "--nprocs", "4"]
+    call = [PROGRAM, dataset, out, "participant", "--model", "bsym-sim-v1", "--nprocs", "4"]
     process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while not list(out.glob("work/bsym/*/*/embed")) and time.monotonic() < deadline:

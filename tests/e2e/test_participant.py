@@ -68,19 +68,26 @@ def test_mean_embedding_is_the_mean_of_the_windows(finished):
     np.testing.assert_allclose(windows.mean(axis=0), mean, atol=1e-5)
 
 
-def test_untrained_says_so_everywhere(dataset, tmp_path):
-    """Also the one run of a network of the published size."""
+@pytest.mark.parametrize(
+    ("model", "trained", "said"),
+    [("untrained", False, "has random weights"), ("bsym-sim-v1", True, "simulated people alone")],
+)
+def test_what_a_model_is_stands_everywhere(dataset, tmp_path, model, trained, said):
+    """Also the runs of networks of the published size."""
     out = tmp_path / "out"
-    result = participant_level(dataset, out, "--participant-label", "03", *FAST)
+    one = ("--participant-label", "03", *FAST)
+    result = participant_level(dataset, out, "--model", model, *one)
     assert result.code == 0, result.err
-    assert "untrained" in result.err
+    assert said in result.err
     assert read(out, "*_desc-functional_embedding.tsv").shape == (450, 2 + 128)
     sidecars = [p for p in out.glob("sub-*/**/*.json") if "Model" in json.loads(p.read_text())]
     assert len(sidecars) == sum(product.group == "embedding" for product in products().values())
     for path in sidecars:
         document = json.loads(path.read_text())
-        assert document["Model"]["Trained"] is False
-        assert "random" in document["Warning"]
+        assert document["Model"]["Trained"] is trained
+        assert said in document["Warning"]
+    (summary,) = out.glob("logs/*_summary.tsv")
+    assert ("in domain" if trained else "not trained") in summary.read_text()
 
 
 def test_known_connectivity_comes_back(dataset, finished):

@@ -58,6 +58,7 @@ def test_every_product_of_the_dataset_is_accepted(tmp_path, schema):
     assert [path.name for path in names] == [
         "desc-labx1reconstruction_qc.tsv",
         "desc-labx1edges_qc.tsv",
+        "desc-labx1networks_qc.tsv",
     ]
     assert errors(dataset(tmp_path, names), schema) == set()
 
