@@ -56,13 +56,14 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_text, value))
 
 
-def _is_named(value: Any) -> bool:
+def is_release_name(value: Any) -> bool:
+    """Tell whether something can be the name of a release."""
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", value) is not None
 
 
 #: What every card needs.
 _NEEDED = (
-    _Rule("name", "letters, digits, '.', '_' and '-'", _is_named),
+    _Rule("name", "letters, digits, '.', '_' and '-'", is_release_name),
     _Rule("version", "text (in quotes, if it is a number)", _is_text),
     _Rule("trained", "true or false", lambda value: isinstance(value, bool)),
     _Rule("network", "a mapping", lambda value: isinstance(value, dict)),

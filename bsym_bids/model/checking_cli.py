@@ -8,11 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bsym_bids.errors import InputMissingError, ParticipantsFailedError, UsageError
+from bsym_bids.errors import ParticipantsFailedError, UsageError
 
 if TYPE_CHECKING:
-    from bsym_bids.model.weights import Release
-
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -53,6 +51,8 @@ def add_check(commands: Commands) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     from bsym_bids.model.checking import check_model
+    from bsym_bids.model.fetch import resolve_or_fetch
+    from bsym_bids.model.weights import default_model_name
     from bsym_bids.outputs.checks import report, write_check
 
     if arguments.n_participants < 0 or arguments.seed < 0 or (arguments.threads or 1) < 1:
@@ -60,7 +60,7 @@ def _check(arguments: argparse.Namespace) -> None:
             "--n-participants and --seed must not be negative, --threads must be above 0"
         )
     check = check_model(
-        _release(arguments.model, arguments.model_dir),
+        resolve_or_fetch(arguments.model or default_model_name(), arguments.model_dir),
         arguments.derivatives,
         participants=arguments.participant_label,
         n_participants=arguments.n_participants,
@@ -79,17 +79,3 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ParticipantsFailedError(
             f"{len(check.problems)} run(s) or scan(s) could not be checked, see above"
         )
-
-
-def _release(name: str | None, model_dir: Path | None) -> Release:
-    """Return the model; one that has an address is fetched when it is used first."""
-    from bsym_bids.model.fetch import fetch_release, first_use_source
-    from bsym_bids.model.weights import default_model_name, resolve_release
-
-    name = name or default_model_name()
-    try:
-        return resolve_release(name, model_dir)
-    except InputMissingError:
-        if first_use_source(name, model_dir) is None:
-            raise
-        return fetch_release(name)

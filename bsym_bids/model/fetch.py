@@ -107,6 +107,22 @@ def fetch_release(
     return resolve_release(name, folder, env)
 
 
+def resolve_or_fetch(name: str, model_dir: Path | None = None) -> Release:
+    """Return a release; one that has an address is fetched when it is used first.
+
+    Raises
+    ------
+    BsymError
+        As `resolve_release` and `fetch_release`.
+    """
+    try:
+        return resolve_release(name, model_dir)
+    except InputMissingError:
+        if first_use_source(name, model_dir) is None:
+            raise
+        return fetch_release(name)
+
+
 def source_of(
     card: Mapping[str, Any], source: str | None = None, env: Mapping[str, str] = os.environ
 ) -> str | None:

@@ -62,8 +62,8 @@ def simulate_dataset(
             "a simulation needs at least one participant, a first number above 0, a seed that is "
             "not negative and runs of at least 60 s"
         )
-    if out.exists() and any(out.iterdir()):
-        raise CannotCreateOutputError(f"{out}: is not empty", hint="name a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CannotCreateOutputError(f"{out}: is not an empty folder", hint="name a new folder")
     make_writable(out)
     describe_dataset(out, {})
     labels, ages = [], []

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bsym_bids.errors import UsageError
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from bsym_bids.training.pretrain import PretrainSettings
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+_AS_INIT = "default: as the contract of --init, else "
 
 
 def add_simulate(commands: Commands) -> None:
@@ -118,38 +122,45 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         "--gate-label", metavar="COLUMN", help="column of participants.tsv to train the gate on"
     )
     group.add_argument(
-        "--repetition-time", type=float, default=0.8, metavar="S", help="of the frames"
+        "--repetition-time",
+        type=float,
+        default=None,
+        metavar="S",
+        help=f"of the frames ({_AS_INIT}0.8)",
     )
     group.add_argument(
-        "--scaling", choices=("robust", "zscore", "none"), default="robust", help="of each ROI"
+        "--scaling",
+        choices=("robust", "zscore", "none"),
+        default=None,
+        help=f"of each ROI ({_AS_INIT}robust)",
     )
     group.add_argument("--window-step", type=int, default=100, help="frames between windows")
     group.add_argument(
         "--sc-convention",
         choices=("log10p1", "log10"),
-        default="log10p1",
-        help="what is made of streamline counts",
+        default=None,
+        help=f"what is made of streamline counts ({_AS_INIT}log10p1)",
     )
     group.add_argument(
         "--volume-normalised",
-        action="store_true",
-        help="streamlines per mm3 of the two ROIs instead of counts",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help=f"streamlines per mm3 of the two ROIs instead of counts ({_AS_INIT}no)",
     )
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from bsym_bids.model.weights import resolve_release
+    from bsym_bids.model.fetch import resolve_or_fetch
     from bsym_bids.training.pretrain import pretrain
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = _settings(arguments)
     if arguments.model_dir is not None and arguments.init is None:
         raise UsageError("--model-dir without --init", hint="name the release with --init")
-    init = resolve_release(arguments.init, arguments.model_dir) if arguments.init else None
+    init = resolve_or_fetch(arguments.init, arguments.model_dir) if arguments.init else None
     folder = pretrain(
         arguments.derivatives,
         arguments.out,
-        settings,
+        _settings(arguments, init.card if init else {}),
         init,
         name=arguments.name,
         notice=arguments.notice,
@@ -158,19 +169,29 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     print(f"{folder}: use it with --model {arguments.name} --model-dir {folder}")
 
 
-def _settings(arguments: argparse.Namespace) -> PretrainSettings:
-    """Return the settings that the arguments stand for."""
+def _settings(arguments: argparse.Namespace, card: Mapping[str, Any]) -> PretrainSettings:
+    """Return the settings that the arguments stand for, and where they say nothing a card."""
     from bsym_bids.training.data import InputRules
     from bsym_bids.training.objectives import Masking
     from bsym_bids.training.pretrain import PretrainSettings
 
+    contract = card.get("contract", {})
+    structural = contract.get("structural_connectivity", {})
+    stated = {
+        "repetition_time": contract.get("repetition_time"),
+        "scaling": contract.get("scaling"),
+        "convention": structural.get("transform"),
+        "volume_normalised": structural.get("volume_normalised"),
+    }
     given = vars(arguments) | {
         "roi_share": tuple(arguments.roi_share),
         "convention": arguments.sc_convention,
     }
+    known = stated | {name: value for name, value in given.items() if value is not None}
 
-    def chosen(kind: type) -> dict[str, object]:
-        return {f.name: given[f.name] for f in fields(kind) if f.name in given}
+    def chosen(kind: type) -> dict[str, Any]:
+        names = (f.name for f in fields(kind))
+        return {name: known[name] for name in names if known.get(name) is not None}
 
     settings = PretrainSettings(
         **chosen(PretrainSettings),

@@ -7,19 +7,22 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bsym_bids import atlas
+from bsym_bids import __version__, atlas
 from bsym_bids.bold.cleaning import naming
 from bsym_bids.bold.windows import windows_for_model
 from bsym_bids.errors import BadDataError, BsymError
 from bsym_bids.model.embed import MAX_MISSING_SHARE
 from bsym_bids.model.structural import structural_input, volume_normalised
-from bsym_bids.outputs.publish import file_identity, fingerprint
+from bsym_bids.outputs.names import sidecar_of
+from bsym_bids.outputs.publish import explained, file_identity, fingerprint
 from bsym_bids.outputs.reading import (
     WrittenConnectome,
     WrittenRun,
@@ -33,6 +36,7 @@ from bsym_bids.training.objectives import WindowBatch
 
 LOGGER = logging.getLogger("bsym_bids")
 COUNT = "count"
+_KEPT = ("missing", "censored", "participants", "runs")
 _DENSITY = "invnodevol"
 
 
@@ -76,12 +80,21 @@ class WindowSet:
         Frames that were interpolated.
     participants : ndarray of str, shape (N,)
         Whose window it is.
+    runs : ndarray of int, shape (N,)
+        Which run it is from.
+    key : str
+        Digest of what the windows were made from.
+    simulated : bool
+        Whether any of them is of a simulated person.
     """
 
     windows: NDArray[np.float32]
     missing: NDArray[np.bool_]
     censored: NDArray[np.bool_]
     participants: NDArray[np.str_]
+    runs: NDArray[np.int64]
+    key: str
+    simulated: bool
 
     def of(self, people: Sequence[str]) -> NDArray[np.int64]:
         """Return the indices of the windows of some people."""
@@ -106,10 +119,13 @@ class ConnectomeSet:
         float32, as the structural branch takes them.
     participants : ndarray of str, shape (N,)
         Whose they are.
+    key : str
+        Digest of what they were made from.
     """
 
     connectomes: NDArray[np.float32]
     participants: NDArray[np.str_]
+    key: str
 
     def of(self, people: Sequence[str]) -> NDArray[np.int64]:
         """Return the indices of the connectomes of some people."""
@@ -148,16 +164,20 @@ def collect_windows(derivatives: Path, rules: InputRules, cache: Path) -> Window
     runs = one_space(find_runs(derivatives))
     if not runs:
         return None
-    key = fingerprint(vars(rules), [file_identity(run.path) for run in runs])
+    files = [[file_identity(p) for p in (run.path, sidecar_of(run.path))] for run in runs]
+    key = fingerprint(__version__, vars(rules), files)
     index = cache / "windows_index.npz"
     windows = cache / "windows.npy"
-    if not _is_current(index, key):
-        cache.mkdir(parents=True, exist_ok=True)
-        index.unlink(missing_ok=True)
-        _write_windows(runs, rules, windows, index, key)
-    with np.load(index, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in ("missing", "censored", "participants")}
-    return WindowSet(np.load(windows, mmap_mode="r"), **arrays)
+    kept = _read_cache(windows, index, key)
+    if kept is None:
+        with explained(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            index.unlink(missing_ok=True)
+            _write_windows(runs, rules, windows, index, key)
+        kept = _read_cache(windows, index, key)
+        assert kept is not None
+    simulated = any(run.sidecar.get("Simulated") is True for run in runs)
+    return WindowSet(**kept, key=key, simulated=simulated)
 
 
 def collect_connectomes(derivatives: Path, rules: InputRules) -> ConnectomeSet | None:
@@ -188,7 +208,8 @@ def collect_connectomes(derivatives: Path, rules: InputRules) -> ConnectomeSet |
             LOGGER.warning("left out: %s", error)
     if not matrices:
         raise BadDataError(f"{derivatives}: none of {len(found)} connectomes can be used")
-    return ConnectomeSet(np.stack(matrices), np.array(participants))
+    key = fingerprint(vars(rules), [file_identity(connectome.path) for connectome in found])
+    return ConnectomeSet(np.stack(matrices), np.array(participants), key)
 
 
 def _one_measure(found: list[WrittenConnectome], rules: InputRules) -> list[WrittenConnectome]:
@@ -213,32 +234,38 @@ def _structural_input(connectome: WrittenConnectome, rules: InputRules) -> NDArr
         raise BadDataError(f"{connectome.path}: {error}", error.hint) from error
 
 
-def _is_current(index: Path, key: str) -> bool:
+def _read_cache(windows: Path, index: Path, key: str) -> dict[str, NDArray[Any]] | None:
+    """Return the arrays that were kept, or None unless they are whole and of this key."""
     try:
         with np.load(index, allow_pickle=False) as stored:
-            return str(stored["key"]) == key
-    except (OSError, ValueError, KeyError):
-        return False
+            if str(stored["key"]) != key:
+                return None
+            arrays = {name: stored[name] for name in _KEPT}
+        mapped = np.load(windows, mmap_mode="r")
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None  # not there, or cut off when the program was killed
+    return {"windows": mapped, **arrays} if len(mapped) == len(arrays["missing"]) else None
 
 
 def _write_windows(
     runs: list[WrittenRun], rules: InputRules, path: Path, index: Path, key: str
 ) -> None:
     """Write the windows of all runs one after the other, and then what each of them is."""
-    missing, censored, participants = [], [], []
+    missing, censored, participants, numbers = [], [], [], []
     raw = path.with_suffix(".raw")
     with raw.open("wb") as file:
-        for run in runs:
+        for number, run in enumerate(runs):
             try:
                 made = _windows(run, rules)
             except BsymError as error:
                 LOGGER.warning("left out: %s", error)
                 continue
-            made[0].tofile(file)
+            file.write(made[0].tobytes())
             count = len(made[0])
             missing += [made[1]] * count
             censored += list(made[2])
             participants += [run.participant] * count
+            numbers += [number] * count
     if not participants:
         raise BadDataError(
             f"{runs[0].path.parents[2]}: none of {len(runs)} runs can be used",
@@ -251,13 +278,17 @@ def _write_windows(
         np.save(file, mapped)
     os.replace(part, path)  # whoever has the old one mapped keeps it
     raw.unlink()
-    np.savez(
-        index,
-        key=np.array(key),
-        missing=np.stack(missing),
-        censored=np.stack(censored),
-        participants=np.array(participants),
-    )
+    part = index.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez(
+            file,
+            key=np.array(key),
+            missing=np.stack(missing),
+            censored=np.stack(censored),
+            participants=np.array(participants),
+            runs=np.array(numbers),
+        )
+    os.replace(part, index)  # last: windows without an index are made again
 
 
 def _windows(
@@ -275,34 +306,49 @@ def _windows(
     return made.data, made.missing, made.censored
 
 
-def split_people(people: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Part people into those to train on and those to hold out.
+def split_people(
+    groups: Sequence[Sequence[str]], share: float, seed: int
+) -> tuple[list[str], list[str]]:
+    """Part people into those to train on and those to hold out, alike in each group.
 
     Parameters
     ----------
-    people : sequence of str
-        Labels.
+    groups : sequence of sequence of str
+        Labels, by what there is of people: both modalities, or one.
     share : float
-        Of people held out; 0 holds out nobody.
+        Of the people of a group who are held out; 0 holds out nobody.
     seed : int
         Of the draw.
 
     Returns
     -------
     training, held_out : list of str
-        Both sorted. At least one person is held out if the share is above 0.
+        Both sorted. Of a group of several at least one person is held out if the share is above 0.
 
     Raises
     ------
     BadDataError
-        When nobody is left to train on.
+        When there is no group of several, and somebody is to be held out.
     """
-    labels = np.array(sorted(set(people)))
-    count = max(1, round(share * len(labels))) if share else 0
-    if count >= len(labels):
+    training: list[str] = []
+    held_out: list[str] = []
+    for group in groups:
+        labels = np.array(sorted(set(group)))
+        count = min(max(1, round(share * len(labels))), len(labels) - 1) if share else 0
+        order = np.random.default_rng(seed).permutation(len(labels))
+        training += labels[order[count:]].tolist()
+        held_out += labels[order[:count]].tolist()
+    if share and not held_out:
         raise BadDataError(
-            f"{len(labels)} participants are too few to hold {count} of them out",
+            f"{len(training)} participants are too few to hold one of them out",
             hint="process more participants, or say --validation-share 0",
         )
-    order = np.random.default_rng(seed).permutation(len(labels))
-    return sorted(labels[order[count:]].tolist()), sorted(labels[order[:count]].tolist())
+    return sorted(training), sorted(held_out)
+
+
+def groups_of(windows: WindowSet | None, connectomes: ConnectomeSet | None) -> list[list[str]]:
+    """Return people by what there is of them: both modalities, windows only, connectomes only."""
+    seen = set(windows.participants.tolist()) if windows is not None else set()
+    mapped = set(connectomes.participants.tolist()) if connectomes is not None else set()
+    groups = [seen & mapped, seen - mapped, mapped - seen]
+    return [sorted(group) for group in groups if group]

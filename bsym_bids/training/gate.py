@@ -109,7 +109,12 @@ def embed_labelled(
     functional, structural = [], []
     for person in people:
         own = windows.of([person])
-        embedded = model(fmri=windows.windows[own], roi_mask=windows.missing[own])
+        embedded = model(
+            fmri=windows.windows[own],
+            roi_mask=windows.missing[own],
+            attention_maps=False,
+            context_prediction=False,
+        )
         functional.append(embedded.functional_embedding.mean(0).cpu())
         first = connectomes.connectomes[connectomes.of([person])[:1]]
         structural.append(model(sc=first).structural_embedding[0].cpu())

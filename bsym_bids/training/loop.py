@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import cos, pi
+from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,11 @@ def _train_phase(
             phase.objective.eval()
             reached = phase.validate()
             phase.objective.train()
+            if not isfinite(reached):
+                raise BadDataError(
+                    f"{phase.name}: the participants held out cannot be scored",
+                    hint="their data may be constant; choose others with --seed",
+                )
             loss = 1 - reached
             progress.rows.append({**common, "objective": "validation", "loss": loss, **rest})
             said["validation"] = round(reached, 4)

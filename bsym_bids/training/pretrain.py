@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,18 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bsym_bids import __version__
 from bsym_bids.atlas.group import group_functional_connectivity
+from bsym_bids.bold.volumes import LONGEST_TR
+from bsym_bids.bold.windows import WINDOW_LENGTH
 from bsym_bids.errors import BadDataError, InputMissingError, UsageError
-from bsym_bids.model.brainsymphony import BrainSymphony
-from bsym_bids.model.contract import FUNCTIONAL
+from bsym_bids.model.brainsymphony import BRANCHES, BrainSymphony
+from bsym_bids.model.cards import is_release_name, known_releases
+from bsym_bids.model.contract import FUNCTIONAL, check_contract, check_network
 from bsym_bids.model.weights import Release, load_model, random_state_dicts
 from bsym_bids.outputs.dataset import make_writable
+from bsym_bids.outputs.publish import fingerprint
 from bsym_bids.training.data import (
     ConnectomeSet,
     InputRules,
     WindowSet,
     collect_connectomes,
     collect_windows,
+    groups_of,
     split_people,
 )
 from bsym_bids.training.figure import draw_losses
@@ -40,6 +46,12 @@ from bsym_bids.training.validation import (
     reconstruction_score,
 )
 
+#: The branches that each phase trains.
+BRANCHES_OF: Mapping[str, tuple[str, ...]] = {
+    "functional": FUNCTIONAL,
+    "structural": ("structural",),
+    "gate": ("gate",),
+}
 STARTS = ("connectivity", "random")
 PRECISIONS = ("float32", "bfloat16")
 RELEASE, FIGURE = "release", "losses.svg"
@@ -135,13 +147,14 @@ class PretrainSettings:
             "gradient_clip": self.gradient_clip > 0,
             "validate_every": self.validate_every >= 1,
             "validation_share": 0 <= self.validation_share < 1,
+            "seed": self.seed >= 0,
             "threads": self.threads >= 1,
             "roi_share": 0 < low <= high < 1,
             "frame_share": 0 < masking.frame_share < 1,
             "sample_share": 0 < masking.sample_share < 1,
             "edge_share": 0 < masking.edge_share < 1,
             "keys_per_roi": masking.keys_per_roi >= 1,
-            "repetition_time": rules.repetition_time > 0,
+            "repetition_time": 0 < rules.repetition_time <= LONGEST_TR,
             "window_step": rules.window_step >= 1,
             "start": self.start in STARTS,
             "precision": self.precision in PRECISIONS,
@@ -206,6 +219,7 @@ def pretrain(
     make_writable(out)
     torch.set_num_threads(settings.threads)
     device = _device(settings.device)
+    check_name(name)
     windows = collect_windows(derivatives, settings.rules, out / "data")
     connectomes = collect_connectomes(derivatives, settings.rules)
     if windows is None and connectomes is None:
@@ -213,23 +227,64 @@ def pretrain(
             f"{derivatives}: no denoised time series and no connectomes",
             hint="run the participant level first, and name its output folder",
         )
-    people = [str(label) for data in (windows, connectomes) if data for label in data.participants]
-    training, held_out = split_people(people, settings.validation_share, settings.seed)
+    groups = groups_of(windows, connectomes)
+    training, held_out = split_people(groups, settings.validation_share, settings.seed)
     data = TrainingData(windows, connectomes, _labels(derivatives, settings.gate_label))
     model, card = _start(settings, init, data, training)
     trainer = _Trainer(model.to(device), settings, data, training, held_out, device)
+    phases = trainer.phases()
     decisive = {
         **asdict(settings),
+        "device": device.type,
+        "program": __version__,
+        "torch": str(torch.__version__),
         "init": init.fingerprint if init else None,
+        "time series": windows.key if windows else None,
+        "connectomes": connectomes.key if connectomes else None,
+        "labels": fingerprint(data.labels),
         "training": training,
         "held_out": held_out,
     }
-    rows = train(trainer.phases(), model, out, settings.seed, decisive)
+    rows = train(list(phases.values()), model, out, settings.seed, decisive)
     draw_losses(rows, out / FIGURE)
-    stored = as_stored(model.cpu(), card["network"], half)
-    origin = Origin(name, notice, settings, init, tuple(training), tuple(held_out), half)
+    if not notice and windows is not None and windows.simulated:
+        notice = f"{name} was trained on simulated people."
+    stored = as_stored(_without_untrained(model.cpu(), init, phases), card["network"], half)
+    origin = Origin(
+        name, notice, settings, init, tuple(phases), tuple(training), tuple(held_out), half
+    )
     quality = _quality(stored, data, held_out, settings)
     return write_release(stored, card["network"], out / RELEASE, origin, quality)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that ``--model`` could not take.
+
+    Raises
+    ------
+    UsageError
+        For a name of the program's own, and for one that is no name.
+    """
+    if name in known_releases():
+        raise UsageError(f"the name {name!r} is taken", hint="choose another with --name")
+    if not is_release_name(name):
+        raise UsageError(
+            f"{name!r} is not a name for a release",
+            hint="letters, digits, '.', '_' and '-' are allowed in --name",
+        )
+
+
+def _without_untrained(
+    model: BrainSymphony, init: Release | None, phases: Iterable[str]
+) -> BrainSymphony:
+    """Take out the branches that are as random as before the training."""
+    if init is not None and init.trained:
+        return model
+    kept = {branch for phase in phases for branch in BRANCHES_OF[phase]}
+    for branch in BRANCHES:
+        if branch not in kept:
+            setattr(model, branch, None)
+    return model
 
 
 def _device(wanted: str) -> torch.device:
@@ -245,11 +300,15 @@ def _start(
 ) -> tuple[BrainSymphony, dict[str, Any]]:
     """Return the network to train and the card that describes it, without branches of no data."""
     if init is not None:
-        return load_model(init, settings.seed), dict(init.card)
+        check_contract(init, WINDOW_LENGTH)
+        model = load_model(init, settings.seed)
+        if data.windows is not None and settings.steps:
+            check_network(init, model, WINDOW_LENGTH)
+        return model, dict(init.card)
     branches = [
-        *(FUNCTIONAL if data.windows is not None else ()),
-        *(("structural",) if data.connectomes is not None else ()),
-        *(("gate",) if settings.gate_label is not None else ()),
+        *(FUNCTIONAL if data.windows is not None and settings.steps else ()),
+        *(("structural",) if data.connectomes is not None and settings.structural_steps else ()),
+        *(("gate",) if settings.gate_label is not None and settings.gate_steps else ()),
     ]
     card = network_card(branches)
     if settings.start == "connectivity":
@@ -299,17 +358,47 @@ class _Trainer:
         self.model, self.settings, self.data = model, settings, data
         self.training, self.held_out, self.device = training, held_out, device
 
-    def phases(self) -> list[Callable[[], Phase]]:
-        """Return what there is to train, in order."""
+    def phases(self) -> dict[str, Callable[[], Phase]]:
+        """Return what there is to train by name, in order.
+
+        Raises
+        ------
+        UsageError, BadDataError
+            When there is nothing, or a gate is asked for that cannot be trained.
+        """
         model, data = self.model, self.data
-        phases: list[Callable[[], Phase]] = []
+        phases: dict[str, Callable[[], Phase]] = {}
         if data.windows is not None and model.perceiver is not None and self.settings.steps:
-            phases.append(self._functional)
+            phases["functional"] = self._functional
         if data.connectomes is not None and model.structural and self.settings.structural_steps:
-            phases.append(self._structural)
+            phases["structural"] = self._structural
         if self.settings.gate_label is not None and self.settings.gate_steps:
-            phases.append(self._gate)
+            self._check_gate()
+            phases["gate"] = self._gate
+        if not phases:
+            raise UsageError(
+                "there is nothing to train: no branch of the network has both data and steps",
+                hint="give it steps, data of a kind that it takes, or another --init",
+            )
         return phases
+
+    def _check_gate(self) -> None:
+        """Refuse early what the last phase could not do."""
+        data, label = self.data, self.settings.gate_label
+        if data.windows is None or data.connectomes is None or self.model.gate is None:
+            raise UsageError(
+                "a gate is trained on people with time series and a connectome, in a network that "
+                "has one",
+                hint="leave out --gate-label",
+            )
+        both = set(data.windows.participants) & set(data.connectomes.participants)
+        usable = both & set(data.labels) & set(self.training)
+        if len(usable) < 2:
+            raise BadDataError(
+                f"{len(usable)} participants to train on have a {label!r}, time series and a "
+                "connectome: too few to train the gate on",
+                hint="leave out --gate-label",
+            )
 
     def _schedule(
         self, steps: int, rate: float, rates: Mapping[str, float] | None = None
@@ -373,22 +462,12 @@ class _Trainer:
 
     def _gate(self) -> Phase:
         chosen, data = self.settings, self.data
-        if data.windows is None or data.connectomes is None or self.model.gate is None:
-            raise UsageError(
-                "a gate is trained on people with time series and a connectome",
-                hint="leave out --gate-label",
-            )
+        assert data.windows is not None and data.connectomes is not None
         embedded = embed_labelled(
             self.model, data.windows, data.connectomes, data.labels, self.training
         )
         objective = GateObjective(self.model).to(self.device)
         indices, others = embedded.of(self.training), embedded.of(self.held_out)
-        if len(indices) < 2:
-            raise BadDataError(
-                f"{len(indices)} participants have a {chosen.gate_label!r}, time series and a "
-                "connectome: too few to train the gate on",
-                hint="leave out --gate-label",
-            )
 
         def loss(random: torch.Generator) -> Mapping[str, Tensor]:
             return objective(*embedded.batch(self._draw(indices, random), self.device))

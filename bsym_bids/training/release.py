@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from bsym_bids import __version__
+from bsym_bids.atlas import N_ROIS
+from bsym_bids.bold.resampling import TOLERANCE
+from bsym_bids.bold.windows import WINDOW_LENGTH
 from bsym_bids.model.brainsymphony import BRANCHES, BrainSymphony
-from bsym_bids.model.cards import CARD_FILES
+from bsym_bids.model.cards import CARD_FILES, check_card
 from bsym_bids.model.contract import roi_names_sha256
 from bsym_bids.model.weights import Release
 from bsym_bids.outputs.publish import explained
@@ -65,7 +68,6 @@ _ORDER = (
     "1-50 Tian Scale III, 51-250 Schaefer-400 left, 251-450 Schaefer-400 right (seven-network "
     "order)"
 )
-_TOLERANCE = 0.12
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Origin:
         How it was trained.
     init : Release, optional
         What the training went on from.
+    phases : tuple of str
+        What was trained: functional, structural, gate.
     training, held_out : tuple of str
         People.
     half : bool
@@ -92,6 +96,7 @@ class Origin:
     notice: str
     settings: PretrainSettings
     init: Release | None
+    phases: tuple[str, ...]
     training: tuple[str, ...]
     held_out: tuple[str, ...]
     half: bool = False
@@ -151,6 +156,9 @@ def write_release(
 
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        # No card while files are being replaced, and no files but those of the card.
+        for path in (*(folder / name for name in CARD_FILES), *folder.glob("*.pth")):
+            path.unlink(missing_ok=True)
         files, version = {}, hashlib.sha256()
         for branch, state in stored_states(model, origin.half).items():
             buffer = io.BytesIO()
@@ -163,6 +171,7 @@ def write_release(
             }
             version.update(content)
         card = _card(network, origin, files, version.hexdigest()[:12], quality)
+        check_card(card, str(folder / CARD_FILES[0]))
         text = yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=100)
         _write(folder / CARD_FILES[0], text.encode())
     return folder
@@ -181,27 +190,13 @@ def _card(
     version: str,
     quality: Mapping[str, Any],
 ) -> dict[str, Any]:
-    rules, settings = origin.settings.rules, origin.settings
-    contract: dict[str, Any] = {
-        "rois": 450,
-        "roi_order": _ORDER,
-        "roi_names_sha256": roi_names_sha256(),
-        "window_frames": 200,
-        "repetition_time": rules.repetition_time,
-        "repetition_time_tolerance": _TOLERANCE,
-        "scaling": rules.scaling,
-    }
-    if "structural" in files:
-        contract["structural_connectivity"] = {
-            "measure": "streamline count",
-            "volume_normalised": rules.volume_normalised,
-            "transform": rules.convention,
-        }
-    start = (
-        {"release": origin.init.name, "fingerprint": origin.init.fingerprint}
-        if origin.init
-        else settings.start
-    )
+    init, settings = origin.init, origin.settings
+    known = init.card if init else {}
+    start: Any = settings.start
+    if init:
+        start = {"release": init.name, "fingerprint": init.fingerprint}
+    warning = " ".join(text for text in (known.get("warning"), origin.notice) if text)
+    limit = "it knows what it was trained on; `bsym-model check` measures it on other data"
     lacks = {
         "heads": "no phenotype heads, so nothing is predicted from the release alone",
         "scaling statistics": "each run is scaled by its own median and spread",
@@ -213,22 +208,51 @@ def _card(
         "version": version,
         "trained": True,
         "summary": f"trained with bsym-model pretrain on {len(origin.training)} participants",
-        "licence": "that of whoever trained it",
-        **({"warning": origin.notice} if origin.notice else {}),
+        "licence": known.get("licence", "that of whoever trained it"),
+        **({"warning": warning} if warning else {}),
         "files": dict(files),
         "network": dict(network),
-        "contract": contract,
+        "contract": _contract(origin, files),
         "training": {
             "program": f"bsym-bids {__version__}",
             "start": start,
+            "phases": list(origin.phases),
             "participants": len(origin.training),
             "held_out_participants": len(origin.held_out),
             "settings": _plain(asdict(settings)),
         },
         "quality": dict(quality),
         "lacks": lacks,
-        "limits": ["it knows what it was trained on; `bsym-model check` measures it on other data"],
+        "limits": [*(text for text in known.get("limits", ()) if text != limit), limit],
     }
+
+
+def _contract(origin: Origin, files: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the network was made for: of branches that were not trained, as it was before."""
+    rules = origin.settings.rules
+    known = dict(origin.init.card.get("contract", {})) if origin.init else {}
+    contract: dict[str, Any] = {
+        "rois": N_ROIS,
+        "roi_order": _ORDER,
+        "roi_names_sha256": roi_names_sha256(),
+        "window_frames": WINDOW_LENGTH,
+        "repetition_time": rules.repetition_time,
+        "repetition_time_tolerance": TOLERANCE,
+        "scaling": rules.scaling,
+    }
+    if "functional" not in origin.phases:
+        contract |= known
+    structural = known.get("structural_connectivity")
+    if "structural" in origin.phases:
+        structural = {
+            "measure": "streamline count",
+            "volume_normalised": rules.volume_normalised,
+            "transform": rules.convention,
+        }
+    contract.pop("structural_connectivity", None)
+    if structural and "structural" in files:
+        contract["structural_connectivity"] = structural
+    return contract
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,9 @@ weights from the inverse of their covariance. A transformer has no inverse, but 
 whose logits depend on position alone is linear in the series, too; and what a linear map leaves
 unexplained follows from the covariance, without any series:
 
-    E |x_m - W x_o|^2 = [(W - S) (C + r I) (W - S)^T]_mm,  S selecting ROI m (no noise in S).
+    E |x_m - W x_o|^2 = [(W - S) C (W - S)^T + r W W^T]_mm,
+
+with S selecting ROIs and r the noise of those that are seen.
 
 So the positions and the maps of a few attentions are found by descending this expectation over
 random hidden ROIs. That takes seconds, where learning the same from series takes hours. The result

@@ -275,7 +275,7 @@ def _write_structural(
     for key, value in state.items():
         if key.endswith(("out_linear.weight", "ffn.2.weight")):
             value[:] = 0
-    if connectome is None or "pos_embed" not in state:
+    if connectome is None or "pos_embed" not in state or not np.any(connectome):
         return
     code = state["pos_embed"]
     values, vectors = np.linalg.eigh(np.asarray(connectome, dtype=np.float64))

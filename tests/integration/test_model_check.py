@@ -97,7 +97,8 @@ def test_the_whole_check_with_random_weights(out):
     assert (run.participant, person.label, everyone.participant) == ("sim0002", "all", "all")
     assert run.scores == person.scores == everyone.scores
     # no network, but the data are there: what they allow is what a baseline reaches
-    assert run.scores["linear_r2"] > 0.4 > 0.3 > run.scores["linear_permuted_r2"]
+    assert run.scores["linear_r2"] > 0.4
+    assert run.scores["linear_r2"] > run.scores["linear_permuted_r2"] + 0.15
     assert run.scores["r2"] < 0
     scans = [row for row in check.edges if row.label == "sub-sim0002"]
     assert {(row.convention.measure, row.convention.transform) for row in scans} == {

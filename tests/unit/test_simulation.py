@@ -130,7 +130,7 @@ def test_a_person_depends_on_seed_and_number_alone(dataset, tmp_path):
 
 
 def test_a_folder_in_use_is_refused(dataset):
-    with pytest.raises(CannotCreateOutputError, match="not empty"):
+    with pytest.raises(CannotCreateOutputError, match="not an empty folder"):
         simulate_dataset(dataset[0], 1)
 
 

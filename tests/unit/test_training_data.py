@@ -16,6 +16,7 @@ from bsym_bids.training.data import (
     InputRules,
     collect_connectomes,
     collect_windows,
+    groups_of,
     split_people,
 )
 
@@ -146,15 +147,75 @@ def test_an_empty_dataset_has_nothing(tmp_path):
 
 def test_people_are_held_out_whole():
     labels = [f"p{i % 20}" for i in range(100)]
-    training, held_out = split_people(labels, 0.2, seed=3)
+    training, held_out = split_people([labels], 0.2, seed=3)
     assert len(held_out) == 4 and not set(training) & set(held_out)
     assert set(training) | set(held_out) == set(labels)
-    assert split_people(labels, 0.2, seed=3) == (training, held_out)
-    assert split_people(labels, 0.2, seed=4) != (training, held_out)
-    assert split_people(labels, 0, seed=3)[1] == []
-    assert len(split_people(labels, 0.001, seed=3)[1]) == 1
+    assert split_people([labels], 0.2, seed=3) == (training, held_out)
+    assert split_people([labels], 0.2, seed=4) != (training, held_out)
+    assert split_people([labels], 0, seed=3)[1] == []
+    assert len(split_people([labels], 0.001, seed=3)[1]) == 1
 
 
-def test_nobody_left_to_train_on_is_an_error():
+@pytest.mark.parametrize("seed", range(5))
+def test_someone_to_train_on_is_left_in_every_group(seed):
+    training, held_out = split_people([["a"], ["b", "c"], list("defghij")], 0.3, seed)
+    assert "a" in training
+    assert len({"b", "c"} & set(training)) == 1 and len(set("defghij") & set(held_out)) == 2
+
+
+def test_nobody_left_to_hold_out_is_an_error():
     with pytest.raises(BadDataError, match="too few"):
-        split_people(["a"], 0.5, seed=0)
+        split_people([["a"], ["b"]], 0.5, seed=0)
+
+
+def test_groups_are_what_there_is_of_people(people, tmp_path):
+    import shutil
+
+    shutil.rmtree(people / "sub-sim0001" / "dwi")
+    shutil.rmtree(people / "sub-sim0003" / "func")
+    windows = collect_windows(people, InputRules(), tmp_path / "cache")
+    connectomes = collect_connectomes(people, InputRules())
+    assert groups_of(windows, connectomes) == [["sim0002"], ["sim0001"], ["sim0003"]]
+    assert groups_of(windows, None) == [["sim0001", "sim0002"]]
+
+
+@pytest.mark.parametrize("name", ["windows_index.npz", "windows.npy"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "removed"])
+def test_a_damaged_cache_is_made_again(people, tmp_path, name, damage):
+    cache = tmp_path / "cache"
+    expected = np.array(collect_windows(people, InputRules(), cache).windows)
+    path = cache / name
+    content = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    found = collect_windows(people, InputRules(), cache)
+    np.testing.assert_array_equal(found.windows, expected)
+
+
+def test_a_sidecar_that_changes_makes_other_windows(people, tmp_path):
+    cache = tmp_path / "cache"
+    before = collect_windows(people, InputRules(), cache)
+    run = find_runs(people)[0]
+    edit(run.path.with_suffix(".json"), lambda sidecar: sidecar.update(RepetitionTime=1.1))
+    after = collect_windows(people, InputRules(), cache)
+    assert after.key != before.key
+    assert len(after.of([run.participant])) != len(before.of([run.participant]))
+
+
+def test_windows_know_their_run_and_that_people_are_simulated(people, tmp_path):
+    found = collect_windows(people, InputRules(), tmp_path / "cache")
+    assert found.simulated
+    assert [len(set(found.runs[found.of([p])])) for p in set(found.participants)] == [1, 1, 1]
+    assert set(found.runs) == {0, 1, 2}
+
+
+def test_runs_that_lack_too_many_rois_are_left_out(people, tmp_path, caplog):
+    run = find_runs(people)[0]
+    lines = [line.split("\t") for line in run.path.read_text().splitlines()]
+    for row in lines[1:]:
+        row[:100] = ["n/a"] * 100
+    run.path.write_text("\n".join("\t".join(row) for row in lines) + "\n")
+    found = collect_windows(people, InputRules(), tmp_path / "cache")
+    assert run.participant not in found.participants and "100 of 450 ROIs" in caplog.text
