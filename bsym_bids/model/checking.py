@@ -197,7 +197,7 @@ def check_model(
     NothingSelectedError
         A label that no participant has.
     BadDataError
-        A model for other ROIs or windows, or sidecars that cannot be read.
+        A model for other ROIs or windows.
     BsymError
         The first of the problems, when nothing at all could be checked.
     """

@@ -127,14 +127,13 @@ def find_runs(derivatives: Path) -> list[WrittenRun]:
     -------
     list of WrittenRun
         Sorted by path. A run that was processed in two spaces is there twice. A series without a
-        sidecar, as a killed run leaves it, is left out with a warning.
+        sidecar, as a killed run leaves it, is left out with a warning; so is one whose sidecar
+        cannot be read, or has no repetition time.
 
     Raises
     ------
     InputMissingError
         There is no such folder.
-    BadDataError
-        A sidecar cannot be read, or has no repetition time.
     """
     product = products()["denoised"]
     runs = []
@@ -144,15 +143,16 @@ def find_runs(derivatives: Path) -> list[WrittenRun]:
         if not sidecar_of(path).is_file():
             LOGGER.warning("%s: left out, as its sidecar is absent: not complete", path)
             continue
-        sidecar = _read_sidecar(path)
+        try:
+            sidecar = _read_sidecar(path)
+            seconds = _repetition_time(path, sidecar)
+        except BadDataError as error:  # one bad run does not stop the others
+            LOGGER.warning("left out: %s", error)
+            continue
         entities, space = _sources(path), made.get("space", "")
         parts = [f"{key}-{value}" for key, value in entities.items()]
         parts += [f"{key}-{made[key]}" for key in ("space", "res", "den") if key in made]
-        runs.append(
-            WrittenRun(
-                entities, space, "_".join(parts), path, _repetition_time(path, sidecar), sidecar
-            )
-        )
+        runs.append(WrittenRun(entities, space, "_".join(parts), path, seconds, sidecar))
     return runs
 
 
