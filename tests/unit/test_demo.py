@@ -35,7 +35,7 @@ def test_runs_the_participant_level_on_what_it_made(tmp_path, stubs, capsys):
     assert main([str(out)]) == 0
     assert stubs["call"] == [
         *(str(out / name) for name in ("bids", "outputs")),
-        *("participant", "--model", "untrained"),
+        *("participant", "--model", "bsym-sim-v1"),
     ]
     assert stubs["seed"] == 0
     assert str(out / "outputs" / "README.md") in capsys.readouterr().out
