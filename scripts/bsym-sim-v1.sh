@@ -19,6 +19,11 @@ bsym-model pretrain "$out/people" "$out/trained" --name simulated --half --gate-
     --precision bfloat16 --seed 1 --notice "bsym-sim-v1 was trained on simulated people alone: what \
 it reconstructs is a prior about average people, not evidence about a person."
 
+# The network before training, which the card compares with: a step too small to change anything.
+bsym-model pretrain "$out/people" "$out/before" --name before --half --steps 1 \
+    --learning-rate 1e-12 --side-learning-rate 1e-12 --structural-steps 1 \
+    --structural-learning-rate 1e-12 --seed 1
+
 for file in "$out"/trained/release/*.pth; do
     cmp "$file" "$here/bsym_bids/data/weights/bsym-sim-v1/$(basename "$file")" && echo "$file: same"
 done

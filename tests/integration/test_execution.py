@@ -196,7 +196,7 @@ def test_no_worker_goes_on_when_the_graph_ends_early(tmp_path, stopped_by):
     behaviours = ("slowest", "slower_explained")
     workflow = graph(tmp_path, *behaviours[: 1 if stopped_by == "interrupt" else 2], stop=True)
 
-    # More than once: Python drops an interrupt that comes while it collects garbage.
+    # More than once: one that comes at a bad moment (in a finaliser, say) can be lost.
     interrupts = [
         threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)) for delay in (1, 3, 5)
     ]
