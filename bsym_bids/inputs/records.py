@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bsym_bids.errors import BsymError
@@ -78,6 +78,123 @@ class BoldRun:
 
 
 @dataclass(frozen=True)
+class DwiImage:
+    """One diffusion series with its gradients.
+
+    Attributes
+    ----------
+    image, bval, bvec : Path
+        The series and its gradients in FSL's form. The gradients may lie higher up by BIDS's
+        inheritance.
+    phase_encoding : str, optional
+        ``PhaseEncodingDirection`` of the sidecar: ``i``, ``j-``, ...; None where it is not said.
+    readout_time : float, optional
+        ``TotalReadoutTime`` in seconds.
+    """
+
+    image: Path
+    bval: Path
+    bvec: Path
+    phase_encoding: str | None = None
+    readout_time: float | None = None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What there is of a participant's anatomy.
+
+    Attributes
+    ----------
+    source : str
+        ``fmriprep`` or ``qsiprep`` (derivatives in either shape), or ``raw``.
+    t1w : Path
+        T1-weighted image: preprocessed, or as scanned when ``source`` is ``raw``.
+    dataset : Derivatives
+        The dataset the files are in.
+    mask : Path, optional
+        Brain mask on the grid of ``t1w``.
+    probseg : mapping of str to Path
+        Probability maps by ``label-`` (``GM``, ``WM``, ``CSF``); empty unless all three are there.
+    dseg : Path, optional
+        Three-class segmentation (1 GM, 2 WM, 3 CSF as BIDS has it).
+    aparcaseg : Path, optional
+        ``desc-aparcaseg_dseg`` of FreeSurfer on the grid of ``t1w``.
+    template_to_t1w : Path, optional
+        Composite transform ``from-MNI152NLin2009cAsym_to-<T1w|ACPC|anat>_mode-image_xfm.h5``.
+    """
+
+    source: str
+    t1w: Path
+    dataset: Derivatives
+    mask: Path | None = None
+    probseg: Mapping[str, Path] = field(default_factory=dict)
+    dseg: Path | None = None
+    aparcaseg: Path | None = None
+    template_to_t1w: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of its files."""
+        optional = (self.mask, *self.probseg.values(), self.dseg, self.aparcaseg)
+        return tuple(p for p in (self.t1w, *optional, self.template_to_t1w) if p is not None)
+
+
+@dataclass(frozen=True)
+class DwiScan:
+    """The diffusion data of one session that become one connectome.
+
+    Attributes
+    ----------
+    entities : mapping of str to str
+        Entities of the source in its order, short keys, without ``space``, ``res``, ``desc``; also
+        without ``run`` or ``dir`` where series that differ in it are put together.
+    images : tuple of DwiImage
+        Series that are put together, in order.
+    dataset : Derivatives
+        The dataset the series are in: the raw one, or one of QSIPrep.
+    space : str, optional
+        Space of preprocessed series, ``ACPC`` or ``T1w``; None for raw ones.
+    mask : Path, optional
+        Brain mask of preprocessed series.
+    reverse : tuple of DwiImage
+        Series of the opposite phase encoding that only serve to measure distortions.
+    anatomy : Anatomy, optional
+        What there is of the anatomy. For preprocessed series it is in the same space.
+    """
+
+    entities: Mapping[str, str]
+    images: tuple[DwiImage, ...]
+    dataset: Derivatives
+    space: str | None = None
+    mask: Path | None = None
+    reverse: tuple[DwiImage, ...] = ()
+    anatomy: Anatomy | None = None
+
+    @property
+    def is_preprocessed(self) -> bool:
+        """Whether the series are not to be processed again."""
+        return self.space is not None
+
+    @property
+    def label(self) -> str:
+        """What the scan is called in messages and tables."""
+        parts = [f"{key}-{value}" for key, value in self.entities.items()]
+        parts += [f"space-{self.space}"] if self.space else []
+        return "_".join([*parts, "dwi"])
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that decide the result."""
+        series = [
+            path
+            for image in (*self.images, *self.reverse)
+            for path in (image.image, image.bval, image.bvec)
+        ]
+        mask = () if self.mask is None else (self.mask,)
+        return (*series, *mask, *(self.anatomy.files if self.anatomy else ()))
+
+
+@dataclass(frozen=True)
 class Participant:
     """One participant.
 
@@ -86,14 +203,17 @@ class Participant:
     label : str
         Label without ``sub-``.
     bold_runs : tuple of BoldRun
-        Runs to process.
+        BOLD runs to process.
     problems : tuple of BsymError
         What should have been processed but cannot be, and why.
+    dwi_scans : tuple of DwiScan
+        Diffusion scans to process.
     """
 
     label: str
     bold_runs: tuple[BoldRun, ...]
     problems: tuple[BsymError, ...] = ()
+    dwi_scans: tuple[DwiScan, ...] = ()
 
 
 @dataclass(frozen=True)
