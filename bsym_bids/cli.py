@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bsym_bids import __version__
-from bsym_bids.config import PARCEL_METHODS, SCALINGS, RunConfig, make_config
+from bsym_bids.config import (
+    ENGINES,
+    GRADIENT_CHECKS,
+    MODALITIES,
+    PARCEL_METHODS,
+    SC_MEASURES,
+    SC_TRANSFORMS,
+    SCALINGS,
+    TRACTOGRAM_FORMATS,
+    RunConfig,
+    make_config,
+)
 from bsym_bids.errors import BsymError, OutputIOError, UsageError
 
 _INTERNAL_ERROR = 70  # EX_SOFTWARE: a fault of ours, not of the input
@@ -58,7 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     """
     parser = Parser(
         prog="bsym-bids",
-        description="From fMRIPrep derivatives to BrainSymphony embeddings, as a BIDS App.",
+        description="From fMRIPrep derivatives and diffusion MRI to BrainSymphony embeddings, as a "
+        "BIDS App.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("bids_dir", type=Path, help="the BIDS dataset, or a derivative dataset")
@@ -68,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="count", help="log more; twice to debug")
     _add_selection(parser)
     _add_processing(parser)
+    _add_diffusion(parser)
     _add_model(parser)
     _add_execution(parser)
     return parser
@@ -90,8 +103,14 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         metavar="LABEL",
         help="sessions, with or without 'ses-'",
     )
-    add("--task-id", nargs="+", type=_label("task-"), metavar="TASK", help="tasks")
-    add("--run-id", nargs="+", type=_label("run-"), metavar="RUN", help="runs")
+    add("--task-id", nargs="+", type=_label("task-"), metavar="TASK", help="tasks of BOLD series")
+    add("--run-id", nargs="+", type=_label("run-"), metavar="RUN", help="runs of BOLD series")
+    add(
+        "--modalities",
+        nargs="+",
+        choices=MODALITIES,
+        help="what to process (default: bold; dwi is for --dry-run only in this version)",
+    )
     add(
         "--bids-filter-file",
         type=Path,
@@ -103,20 +122,21 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=_named_path,
         metavar="NAME=PATH",
-        help="derivative datasets to read (default: those of fMRIPrep under "
+        help="derivative datasets to read (default: those of fMRIPrep and QSIPrep under "
         "bids_dir/derivatives, or bids_dir itself)",
     )
     add(
         "--space",
         nargs="+",
         metavar="SPACE",
-        help="spaces in order of preference (default: MNI152NLin2009cAsym MNI152NLin6Asym fsLR)",
+        help="spaces of BOLD series in order of preference "
+        "(default: MNI152NLin2009cAsym MNI152NLin6Asym fsLR)",
     )
     add(
         "--bids-database-dir",
         type=Path,
         metavar="DIR",
-        help="keep the PyBIDS index here, and reuse it",
+        help="keep the PyBIDS index of BOLD series here, and reuse it",
     )
     add(
         "--skip-bids-validation",
@@ -151,6 +171,56 @@ def _add_processing(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="MM",
         help="censor frames with more framewise displacement (default: 0, none)",
+    )
+
+
+def _add_diffusion(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("from diffusion to connectomes")
+    add = group.add_argument
+    add(
+        "--engine",
+        choices=ENGINES,
+        help="what tracks streamlines (default: auto, MRtrix3 if it is installed, else DIPY)",
+    )
+    add("--preset", metavar="PRESET", help="full (default), fast, or a YAML file")
+    add(
+        "--reliability",
+        type=float,
+        metavar="R",
+        help="track until the connectome's sampling reliability is R (default: the preset's)",
+    )
+    add(
+        "--max-streamlines",
+        type=int,
+        metavar="N",
+        help="but no more than N streamlines (default: the preset's)",
+    )
+    add(
+        "--streamlines",
+        type=int,
+        metavar="N",
+        help="track N streamlines, whatever the reliability",
+    )
+    add(
+        "--save-tractogram",
+        choices=TRACTOGRAM_FORMATS,
+        help="keep the streamlines (default: only their connectome)",
+    )
+    add(
+        "--gradient-check",
+        choices=GRADIENT_CHECKS,
+        help="what to do about gradients that look flipped or permuted (default: correct)",
+    )
+    add(
+        "--sc-measure",
+        choices=SC_MEASURES,
+        help="streamline counts for the model, or counts by the volume of the ROIs "
+        "(default: as its card says)",
+    )
+    add(
+        "--sc-transform",
+        choices=SC_TRANSFORMS,
+        help="logarithm of them for the model (default: as its card says)",
     )
 
 

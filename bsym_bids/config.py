@@ -30,9 +30,18 @@ _PREFIXES = {
     "task_id": "task-",
     "run_id": "run-",
 }
+_UNTIL = ("reliability", "max_streamlines")
 DEFAULT_SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "fsLR")
 SCALINGS = ("robust", "zscore", "none")
 PARCEL_METHODS = ("mean", "pca")
+MODALITIES = ("bold", "dwi")
+#: Diffusion scans are found and planned, but their graph lacks steps yet.
+DEFAULT_MODALITIES = ("bold",)
+ENGINES = ("auto", "mrtrix3", "dipy")
+GRADIENT_CHECKS = ("correct", "warn", "off")
+TRACTOGRAM_FORMATS = ("tck", "trx")
+SC_MEASURES = ("count", "invnodevol")
+SC_TRANSFORMS = ("log10p1", "log10")
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,9 @@ class RunConfig:
     derivatives : mapping of str to Path
         Derivative datasets by name; empty means that they are searched for.
     space : tuple of str
-        Spaces in order of preference.
+        Spaces of BOLD series in order of preference.
+    modalities : tuple of str
+        What to process of ``bold`` and ``dwi``.
     nuisance : str
         Name of a nuisance strategy or path of a YAML file.
     high_pass, low_pass : float, optional
@@ -63,6 +74,26 @@ class RunConfig:
         Share of an ROI that must be measured, else the ROI is n/a.
     parcel_method : str
         ``mean`` or ``pca`` (first principal component).
+    engine : str
+        What tracks streamlines: ``mrtrix3``, ``dipy``, or ``auto`` for MRtrix3 where it is
+        installed and DIPY else.
+    preset : str
+        How they are tracked: ``fast``, ``full`` or the path of a YAML file.
+    reliability : float, optional
+        Sampling reliability at which tracking stops, above 0 and below 1; None is the preset's.
+    max_streamlines : int, optional
+        Number at which tracking stops in any case; None is the preset's.
+    streamlines : int, optional
+        Number of streamlines, whatever their reliability: instead of the two above.
+    save_tractogram : str, optional
+        Format in which the streamlines are kept, ``tck`` or ``trx``; None keeps none.
+    gradient_check : str
+        What becomes of gradients that are flipped or permuted by all appearances: ``correct``,
+        ``warn``, or ``off`` to look at nothing.
+    sc_measure, sc_transform : str, optional
+        What the model gets of a connectome: ``count``, or ``invnodevol`` for counts by the volume
+        of the ROIs, and its logarithm as ``log10p1`` or ``log10``; None is what the model's card
+        says.
     model : str, optional
         Name of the model release; None follows ``$BSYM_MODEL``, then the official release.
     model_dir : Path, optional
@@ -103,12 +134,22 @@ class RunConfig:
     bids_filter_file: Path | None = None
     derivatives: Mapping[str, Path] = field(default_factory=dict)
     space: tuple[str, ...] = DEFAULT_SPACES
+    modalities: tuple[str, ...] = DEFAULT_MODALITIES
     nuisance: str = "24p-wm-csf"
     high_pass: float | None = None
     low_pass: float | None = None
     fd_threshold: float = 0.0
     min_coverage: float = 0.5
     parcel_method: str = "mean"
+    engine: str = "auto"
+    preset: str = "full"
+    reliability: float | None = None
+    max_streamlines: int | None = None
+    streamlines: int | None = None
+    save_tractogram: str | None = None
+    gradient_check: str = "correct"
+    sc_measure: str | None = None
+    sc_transform: str | None = None
     model: str | None = None
     model_dir: Path | None = None
     model_tr: float = 0.8
@@ -129,6 +170,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check_ranges(self)
+        _check_together(self)
 
     def with_absolute_paths(self) -> RunConfig:
         """Return the same settings with paths that hold in any working directory."""
@@ -138,8 +180,10 @@ class RunConfig:
             if isinstance(value, Path):
                 changes[item.name] = value.absolute()
         changes["derivatives"] = {name: p.absolute() for name, p in self.derivatives.items()}
-        if Path(self.nuisance).is_file():
-            changes["nuisance"] = str(Path(self.nuisance).absolute())
+        for name in ("nuisance", "preset"):  # a name, or a file
+            path = Path(getattr(self, name))
+            if path.is_file():
+                changes[name] = str(path.absolute())
         return replace(self, **changes)
 
     @property
@@ -163,6 +207,11 @@ def make_config(arguments: Mapping[str, Any], config_file: Path | None = None) -
     RunConfig
     """
     values = dict(read_toml(config_file)) if config_file else {}
+    # The number of streamlines is one choice: a later source that makes it, makes all of it.
+    if arguments.keys() & {"streamlines"}:
+        values = {key: value for key, value in values.items() if key not in _UNTIL}
+    elif arguments.keys() & set(_UNTIL):
+        values.pop("streamlines", None)
     values.update(arguments)
     return RunConfig(**values)
 
@@ -251,6 +300,44 @@ def _check_ranges(config: RunConfig) -> None:
             config.parcel_method in PARCEL_METHODS,
             f"one of {', '.join(PARCEL_METHODS)}",
         ),
+        (
+            "modalities",
+            len(config.modalities) > 0 and set(config.modalities) <= set(MODALITIES),
+            f"of {', '.join(MODALITIES)}",
+        ),
+        ("engine", config.engine in ENGINES, f"one of {', '.join(ENGINES)}"),
+        ("preset", config.preset != "", "a name or a file"),
+        (
+            "reliability",
+            config.reliability is None or 0 < config.reliability < 1,
+            "above 0 and below 1",
+        ),
+        (
+            "max_streamlines",
+            config.max_streamlines is None or config.max_streamlines >= 1,
+            "at least 1",
+        ),
+        ("streamlines", config.streamlines is None or config.streamlines >= 1, "at least 1"),
+        (
+            "save_tractogram",
+            config.save_tractogram in (None, *TRACTOGRAM_FORMATS),
+            f"one of {', '.join(TRACTOGRAM_FORMATS)}",
+        ),
+        (
+            "gradient_check",
+            config.gradient_check in GRADIENT_CHECKS,
+            f"one of {', '.join(GRADIENT_CHECKS)}",
+        ),
+        (
+            "sc_measure",
+            config.sc_measure in (None, *SC_MEASURES),
+            f"one of {', '.join(SC_MEASURES)}",
+        ),
+        (
+            "sc_transform",
+            config.sc_transform in (None, *SC_TRANSFORMS),
+            f"one of {', '.join(SC_TRANSFORMS)}",
+        ),
         ("nprocs", config.nprocs is None or config.nprocs >= 1, "at least 1"),
         ("omp_nthreads", config.omp_nthreads is None or config.omp_nthreads >= 1, "at least 1"),
         # Nipype waits for ever where it has less than 0.01 GB to give.
@@ -262,3 +349,21 @@ def _check_ranges(config: RunConfig) -> None:
         if not holds:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} is {getattr(config, name)!r}, but must be {wanted}")
+
+
+def _check_together(config: RunConfig) -> None:
+    """Refuse settings that contradict each other."""
+    for name in _UNTIL:
+        if config.streamlines is not None and getattr(config, name) is not None:
+            raise UsageError(
+                f"--streamlines and --{name.replace('_', '-')} contradict each other: the first "
+                "is a fixed number, the second tells when to stop",
+                hint="give one of them",
+            )
+    for name in ("task_id", "run_id"):
+        if getattr(config, name) and "bold" not in config.modalities:
+            raise UsageError(
+                f"--{name.replace('_', '-')} chooses BOLD runs, but --modalities leaves them out",
+                hint="scans are chosen by --participant-label, --session-label and "
+                "--bids-filter-file",
+            )

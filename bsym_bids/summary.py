@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from bsym_bids.errors import ParticipantsFailedError
-from bsym_bids.outputs.names import GROUPS
 from bsym_bids.outputs.publish import write_whole
 from bsym_bids.outputs.tables import Table
 
 if TYPE_CHECKING:
-    from bsym_bids.inputs import Plan
-    from bsym_bids.jobs import RunJob
+    from bsym_bids.inputs import BoldRun, DwiScan, Plan
+    from bsym_bids.jobs import Job
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def print_summary(
 
 
 def print_plan(
-    plan: Plan, jobs: Mapping[str, Sequence[RunJob]] | None, stream: TextIO | None = None
+    plan: Plan, jobs: Mapping[str, Sequence[Job]] | None, stream: TextIO | None = None
 ) -> None:
     """Print what a run would do.
 
@@ -116,27 +115,61 @@ def print_plan(
         Where to print; standard output by default.
     """
     stream = stream or sys.stdout
-    for derivatives in plan.derivatives:
-        print(f"derivatives {derivatives.name}: {derivatives.root}", file=stream)
+    for dataset in plan.datasets:
+        kind = "derivatives" if dataset in plan.derivatives else "dataset"
+        print(f"{kind} {dataset.name}: {dataset.root}", file=stream)
     for participant in plan.participants:
         print(f"sub-{participant.label}", file=stream)
+        left = {job.label: job for job in (jobs or {}).get(participant.label, ())}
         for run in participant.bold_runs:
-            print(f"  run {run.label}", file=stream)
-            for role in ("bold", "mask", "confounds"):
-                print(f"    {role:<9} {getattr(run, role) or 'none'}", file=stream)
-            for job in (jobs or {}).get(participant.label, ()):
-                if job.run is run:
-                    _print_outputs(job, stream)
+            _print_run(run, stream)
+            _print_outputs(left.pop(run.label, None), stream)
+        for scan in participant.dwi_scans:
+            _print_scan(scan, stream)
+            _print_outputs(left.pop(scan.label, None), stream)
+        for label, job in left.items():
+            print(f"  both {label}", file=stream)
+            _print_outputs(job, stream)
         for problem in participant.problems:
             print(f"  problem: {problem}", file=stream)
     for skipped in plan.skipped:
         print(f"skipped {skipped.path}: {skipped.reason}", file=stream)
+    print(f"{_count(plan)} to process", file=stream)
+
+
+def _count(plan: Plan) -> str:
     runs = sum(len(participant.bold_runs) for participant in plan.participants)
-    print(f"{len(plan.participants)} participant(s), {runs} run(s) to process", file=stream)
+    scans = sum(len(participant.dwi_scans) for participant in plan.participants)
+    counts = [f"{len(plan.participants)} participant(s)"]
+    counts += [f"{runs} run(s)"] * bool(runs or not scans) + [f"{scans} scan(s)"] * bool(scans)
+    return ", ".join(counts)
 
 
-def _print_outputs(job: RunJob, stream: TextIO) -> None:
-    for group in GROUPS:
+def _print_run(run: BoldRun, stream: TextIO) -> None:
+    print(f"  run {run.label}", file=stream)
+    for role in ("bold", "mask", "confounds"):
+        print(f"    {role:<9} {getattr(run, role) or 'none'}", file=stream)
+
+
+def _print_scan(scan: DwiScan, stream: TextIO) -> None:
+    from bsym_bids.inputs.routes import describe_route
+
+    print(f"  scan {scan.label}", file=stream)
+    for role, images in (("dwi", scan.images), ("reverse", scan.reverse)):
+        for image in images:
+            print(f"    {role:<9} {image.image}", file=stream)
+            print(f"    {'gradients':<9} {image.bval} {image.bvec}", file=stream)
+    if scan.is_preprocessed:
+        print(f"    {'mask':<9} {scan.mask or 'none'}", file=stream)
+    print(f"    {'t1w':<9} {scan.anatomy.t1w if scan.anatomy else 'none'}", file=stream)
+    for sentence in describe_route(scan):
+        print(f"    {sentence}", file=stream)
+
+
+def _print_outputs(job: Job | None, stream: TextIO) -> None:
+    if job is None:  # there is no model, or no engine
+        return
+    for group in job.fingerprints:
         state = "write" if group in job.to_do else "keep"
         for path in job.names.group_paths(group):
             print(f"    {state:<9} {path}", file=stream)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from nipype.pipeline.engine import Node, Workflow
 
 from bsym_bids.interfaces.bold import CleanBold, ParcellateBold, WriteTimeSeries
@@ -12,11 +10,6 @@ from bsym_bids.jobs import RunJob
 
 # Rough peak memory in GB, measured on runs of 1200 volumes; the scheduler adds them up.
 _SMALL_GB, _MODEL_GB = 0.4, 1.5
-
-
-def run_name(job: RunJob) -> str:
-    """Return the name of a run's graph: its output stem, as a Nipype name."""
-    return re.sub(r"\W", "_", job.names.stem)
 
 
 def init_bold_run_wf(*, job: RunJob, threads: int = 1) -> Workflow:
@@ -37,7 +30,7 @@ def init_bold_run_wf(*, job: RunJob, threads: int = 1) -> Workflow:
         (held-out ROIs) and ``write_embedding``; only those that are needed.
     """
     run, settings, to_do = job.run, job.settings, job.to_do
-    workflow = Workflow(name=run_name(job))
+    workflow = Workflow(name=job.work_name)
     parcellate = Node(
         ParcellateBold(bold_file=str(run.bold), space=run.space, method=job.names.method),
         name="parcellate",

@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING
 import psutil
 
 from bsym_bids.config import RunConfig, write_toml
-from bsym_bids.errors import BsymError, CannotCreateOutputError, InputMissingError
-from bsym_bids.inputs import Plan, Selection, plan_inputs, read_filter_file
-from bsym_bids.jobs import RunJob, Settings, in_chunks, jobs_of
+from bsym_bids.errors import BsymError, CannotCreateOutputError, InputMissingError, UsageError
+from bsym_bids.inputs import Plan, Selection, plan_inputs
+from bsym_bids.jobs import (
+    Job,
+    RunJob,
+    ScanJob,
+    ScanSettings,
+    Settings,
+    in_chunks,
+    jobs_of,
+)
 from bsym_bids.outputs.claims import Claims
 from bsym_bids.outputs.dataset import (
     WORK_ROOT,
@@ -36,11 +44,13 @@ from bsym_bids.summary import Outcome, exit_code, print_plan, print_summary, wri
 
 if TYPE_CHECKING:
     from bsym_bids.model.weights import Release
+    from bsym_bids.workflows.base import Threads
     from bsym_bids.workflows.execution import Failure, PluginChoice
 
 LOGGER = logging.getLogger("bsym_bids")
 _CHUNK = 50  # participants per graph: bounds the memory of the graph and of its bookkeeping
 _BYTES_PER_RUN = 40_000_000  # outputs and work files of a run of 1200 volumes
+_BYTES_PER_SCAN = 2_000_000_000  # series, fibre orientations and streamlines while it is at work
 _BYTES_PER_PCA = 750_000_000  # its voxels in the ROIs, on disk while their components are taken
 
 
@@ -66,6 +76,11 @@ def run_participant_level(config: RunConfig) -> int:
     from bsym_bids.model.fetch import fetch_release, first_use_source
     from bsym_bids.model.weights import default_model_name
 
+    if "dwi" in config.modalities and not config.dry_run:
+        raise UsageError(
+            "--modalities dwi: diffusion scans cannot be processed yet",
+            hint="--dry-run shows what would be done with them; leave --modalities out otherwise",
+        )
     config = config.with_absolute_paths()  # the steps work in folders of their own
     _set_up_libraries(config.scratch)
     _set_up_console(config.verbose)
@@ -80,8 +95,8 @@ def run_participant_level(config: RunConfig) -> int:
             print_plan(_plan(config), None)
         raise
     plan = _plan(config)
-    for derivatives in plan.derivatives:
-        check_apart(derivatives.root, config.output_dir)
+    for dataset in plan.datasets:
+        check_apart(dataset.root, config.output_dir)
     if release is None:
         if config.dry_run:
             print_plan(plan, None)
@@ -89,14 +104,16 @@ def run_participant_level(config: RunConfig) -> int:
             print(f"model {model}: not here; a run would first fetch it from {source}")
             return 0
         release = fetch_release(model)
-    jobs = jobs_of(plan, config, Settings.of(config, strategy, release))
+    settings = Settings.of(config, strategy, release)
+    plan, scan_settings = _scan_settings(plan, config, release)
+    jobs = jobs_of(plan, config, settings, scan_settings)
     if config.dry_run:
         print_plan(plan, jobs)
         return 0
     plugin = _plugin(config)
-    if release.files and any("embedding" in job.to_do for runs in jobs.values() for job in runs):
-        _check_network(release)
-    _prepare_folders(config, plan, sum(bool(job.to_do) for runs in jobs.values() for job in runs))
+    unfinished = [job for own in jobs.values() for job in own if job.to_do]
+    _check_network(release, unfinished)
+    _prepare_folders(config, plan, unfinished)
     claims = Claims([config.output_dir / "logs", config.scratch])
     with _run_log(config) as run_id, claims:
         if config.clean_workdir:
@@ -105,11 +122,11 @@ def run_participant_level(config: RunConfig) -> int:
         if release.warning:
             LOGGER.warning("%s", release.warning)
         _warn_of_deviations(todo)
-        threads = _threads(config, sum(map(len, todo.values())))
+        threads = _threads(config, [job for own in todo.values() for job in own])
         LOGGER.info("model %s, version %s", release.name, release.version)
-        LOGGER.info("plugin %s %s, %d thread(s) a step", plugin.name, plugin.arguments, threads)
+        LOGGER.info("plugin %s %s, %s a step", plugin.name, plugin.arguments, threads)
         LOGGER.info("work directory %s", config.scratch)
-        planned = {(label, job.run.label) for label, runs in todo.items() for job in runs}
+        planned = {(label, job.label) for label, runs in todo.items() for job in runs}
         failures = taken | _run_all(todo, config, plugin, threads)
         outcomes = _outcomes(plan, jobs, planned, failures)
         print_summary(outcomes, config.output_dir)  # first: the disk may be what failed
@@ -130,7 +147,25 @@ def _find_release(name: str, model_dir: Path | None) -> Release | None:
         return None
 
 
-def _check_network(release: Release) -> None:
+def _scan_settings(
+    plan: Plan, config: RunConfig, release: Release
+) -> tuple[Plan, ScanSettings | None]:
+    """Return what decides connectomes; without an engine, a plan in which scans are problems."""
+    if not any(participant.dwi_scans for participant in plan.participants):
+        return plan, None
+    try:
+        return plan, ScanSettings.of(config, release)
+    except InputMissingError as error:  # the engine: time series can be had without it
+        participants = tuple(
+            replace(person, dwi_scans=(), problems=(*person.problems, error))
+            if person.dwi_scans
+            else person
+            for person in plan.participants
+        )
+        return replace(plan, participants=participants), None
+
+
+def _check_network(release: Release, jobs: Sequence[Job]) -> None:
     """Load the network once before anything is computed: what is wrong with it stops the run.
 
     In a process of its own, since a process whose torch has threads must not be forked.
@@ -139,38 +174,35 @@ def _check_network(release: Release) -> None:
     from bsym_bids.model.contract import load_and_check
     from bsym_bids.workflows.execution import call_apart
 
-    call_apart(load_and_check, release, WINDOW_LENGTH)
+    functional = any(isinstance(job, RunJob) and "embedding" in job.to_do for job in jobs)
+    structural = any(isinstance(job, ScanJob) and "structural" in job.to_do for job in jobs)
+    if release.files and (functional or structural):
+        call_apart(load_and_check, release, WINDOW_LENGTH, functional)
 
 
-def _warn_of_deviations(todo: Mapping[str, Sequence[RunJob]]) -> None:
-    """Say how windows will differ from what the model was made for; sidecars say it per run."""
+def _warn_of_deviations(todo: Mapping[str, Sequence[Job]]) -> None:
+    """Say how inputs will differ from what the model was made for; sidecars say it for each."""
     counts = Counter(
         deviation
         for runs in todo.values()
         for job in runs
-        if "embedding" in job.to_do
+        if {"embedding", "structural"} & set(job.to_do)
         for deviation in job.expected_deviations()
     )
     for deviation, count in counts.items():
-        LOGGER.warning("%d run(s): %s", count, deviation)
+        LOGGER.warning("%d time(s): %s", count, deviation)
 
 
 def _plan(config: RunConfig) -> Plan:
     """Find what there is to do."""
-    filters = read_filter_file(config.bids_filter_file) if config.bids_filter_file else {}
     return plan_inputs(
         config.bids_dir,
         derivatives=config.derivatives,
-        selection=Selection(
-            participants=config.participant_label,
-            sessions=config.session_label,
-            tasks=config.task_id,
-            runs=config.run_id,
-            filters=filters,
-        ),
+        selection=Selection.of(config),
         spaces=config.space,
         skip_bids_validation=config.skip_bids_validation,
         database_dir=config.bids_database_dir,
+        modalities=config.modalities,
     )
 
 
@@ -195,24 +227,39 @@ def _memory_gb(config: RunConfig) -> float:
     return 0.9 * total / 1e9
 
 
-def _threads(config: RunConfig, n_runs: int) -> int:
-    """Threads of one step: as asked, else what the runs leave idle, at most eight."""
-    threads = config.omp_nthreads or min(8, max(1, _processes(config) // max(1, n_runs)))
-    return min(threads, _processes(config))
+def _threads(config: RunConfig, jobs: Sequence[Job]) -> Threads:
+    """Return threads of one step: as asked, else what runs or scans leave idle among them.
+
+    Scans are by far the longer, so that they do not leave room for runs.
+    """
+    from bsym_bids.workflows.base import Threads
+
+    processes = _processes(config)
+    scans = sum(isinstance(job, ScanJob) for job in jobs)
+    runs = sum(isinstance(job, RunJob) for job in jobs)
+    if config.omp_nthreads:
+        threads = min(config.omp_nthreads, processes)
+        return Threads(threads, threads)
+    return Threads(
+        run=min(8, max(1, processes // max(1, runs))),
+        scan=max(1, processes // max(1, scans)),
+    )
 
 
-def _prepare_folders(config: RunConfig, plan: Plan, n_runs: int) -> None:
+def _prepare_folders(config: RunConfig, plan: Plan, jobs: Sequence[Job]) -> None:
     """Make the output and work folders, and refuse to start without the space for them."""
     output, work = config.output_dir, config.scratch
     make_writable(output)
     make_writable(work)
-    needed = n_runs * _BYTES_PER_RUN
+    runs = sum(isinstance(job, RunJob) for job in jobs)
+    scans = sum(isinstance(job, ScanJob) for job in jobs)
+    needed = (runs + scans) * _BYTES_PER_RUN
     check_space(output, needed)
     if config.parcel_method == "pca":
-        needed += min(n_runs, _processes(config)) * _BYTES_PER_PCA
+        needed += min(runs, _processes(config)) * _BYTES_PER_PCA
+    needed += min(scans, _processes(config)) * _BYTES_PER_SCAN
     check_space(work, needed)
-    links = {d.name: d.root for d in plan.derivatives}
-    describe_dataset(output, links)
+    describe_dataset(output, {dataset.name: dataset.root for dataset in plan.datasets})
 
 
 def _clean_work(root: Path, claims: Claims) -> None:
@@ -225,22 +272,24 @@ def _clean_work(root: Path, claims: Claims) -> None:
 
 
 def _claim(
-    jobs: Mapping[str, Sequence[RunJob]], claims: Claims
-) -> tuple[dict[str, list[RunJob]], dict[tuple[str, str], Failure]]:
+    jobs: Mapping[str, Sequence[Job]], claims: Claims
+) -> tuple[dict[str, list[Job]], dict[tuple[str, str], Failure]]:
     """Return what there is to do and nobody else does, and what another process works on."""
-    from bsym_bids.workflows.bold import run_name
     from bsym_bids.workflows.execution import Failure
 
-    todo: dict[str, list[RunJob]] = {}
+    todo: dict[str, list[Job]] = {}
     taken = {}
-    for label, runs in jobs.items():
-        for job in runs:
+    for label, own in jobs.items():
+        elsewhere = set()
+        for job in own:
             if not job.to_do:
                 continue
-            if claims.claim(run_name(job)):
+            waits = any(source.work_name in elsewhere for source in job.waits_for)
+            if not waits and claims.claim(job.work_name):
                 todo.setdefault(label, []).append(job)
             else:
-                taken[label, job.run.label] = Failure(
+                elsewhere.add(job.work_name)
+                taken[label, job.label] = Failure(
                     "another process is working on this run",
                     "wait for it to end, then run the same command again",
                     CannotCreateOutputError.exit_code,
@@ -249,7 +298,7 @@ def _claim(
 
 
 def _run_all(
-    todo: Mapping[str, Sequence[RunJob]], config: RunConfig, plugin: PluginChoice, threads: int
+    todo: Mapping[str, Sequence[Job]], config: RunConfig, plugin: PluginChoice, threads: Threads
 ) -> dict[tuple[str, str], Failure]:
     """Run everything, and once more alone what a killed worker took down with it."""
     from bsym_bids.workflows.execution import PluginChoice as Choice
@@ -263,7 +312,8 @@ def _run_all(
         victims = {label for (label, _), failure in new.items() if failure.worker_died}
         if victims and not config.stop_on_first_crash:
             LOGGER.warning("%d participant(s) lost their worker: trying again alone", len(victims))
-            alone = Choice(plugin.name, {**plugin.arguments, "n_procs": threads})
+            most = max(threads.run, threads.scan)
+            alone = Choice(plugin.name, {**plugin.arguments, "n_procs": most})
             again = {label: chunk[label] for label in victims}
             new = {key: value for key, value in new.items() if key[0] not in victims}
             new |= _run_chunk(again, config, alone, threads, progress)
@@ -277,7 +327,7 @@ def _run_all(
     return failures
 
 
-def _count_steps(runs: Sequence[RunJob], threads: int) -> int:
+def _count_steps(runs: Sequence[Job], threads: Threads) -> int:
     from bsym_bids.workflows.base import init_participant_wf
 
     graph = init_participant_wf(label="x", jobs=runs, threads=threads)
@@ -285,10 +335,10 @@ def _count_steps(runs: Sequence[RunJob], threads: int) -> int:
 
 
 def _run_chunk(
-    jobs: Mapping[str, Sequence[RunJob]],
+    jobs: Mapping[str, Sequence[Job]],
     config: RunConfig,
     plugin: PluginChoice,
-    threads: int,
+    threads: Threads,
     progress: Progress,
 ) -> dict[tuple[str, str], Failure]:
     """Run some participants and return the failures by participant and run."""
@@ -307,7 +357,7 @@ def _run_chunk(
 
     work = config.scratch.resolve()
     folders = {
-        (label, job.run.label): run_folder(work, label, job)
+        (label, job.label): run_folder(work, label, job)
         for label, runs in jobs.items()
         for job in runs
     }
@@ -332,7 +382,7 @@ def _run_chunk(
     error = run_graph(workflow, plugin.build(note))
     if error is not None:
         LOGGER.debug("the graph ended with", exc_info=error)
-    missing = [(label, job.run.label) for label, runs in jobs.items() for job in runs if job.to_do]
+    missing = [(label, job.label) for label, runs in jobs.items() for job in runs if job.to_do]
     failures = {}
     for label, run in missing:
         crashes = crash_folder(config.output_dir, label)
@@ -345,7 +395,7 @@ def _run_chunk(
 
 def _outcomes(
     plan: Plan,
-    jobs: Mapping[str, Sequence[RunJob]],
+    jobs: Mapping[str, Sequence[Job]],
     planned: Collection[tuple[str, str]],
     failures: Mapping[tuple[str, str], Failure],
 ) -> list[Outcome]:
@@ -358,25 +408,27 @@ def _outcomes(
                 Outcome(label, "n/a", "failed", str(problem), problem.hint, problem.exit_code)
             )
         for job in jobs[label]:
-            failure = failures.get((label, job.run.label))
-            if failure:
-                outcomes.append(
-                    Outcome(
-                        label,
-                        job.run.label,
-                        "failed",
-                        failure.message,
-                        failure.hint,
-                        failure.exit_code,
-                    )
-                )
-            elif job.to_do:
-                outcomes.append(Outcome(label, job.run.label, "not run", "stopped before", "", 1))
-            else:
-                status = "done" if (label, job.run.label) in planned else "unchanged"
-                domain = job.model_domain()
-                outcomes.append(Outcome(label, job.run.label, status, model_domain=domain))
+            outcomes.append(_outcome(label, job, planned, failures))
     return outcomes
+
+
+def _outcome(
+    label: str,
+    job: Job,
+    planned: Collection[tuple[str, str]],
+    failures: Mapping[tuple[str, str], Failure],
+) -> Outcome:
+    """Say what became of one run, scan, or both together."""
+    for source in job.waits_for:
+        if job.to_do and (label, source.label) in failures:
+            return Outcome(label, job.label, "not run", f"it needs {source.label}, which failed")
+    failure = failures.get((label, job.label))
+    if failure:
+        return Outcome(label, job.label, "failed", failure.message, failure.hint, failure.exit_code)
+    if job.to_do:
+        return Outcome(label, job.label, "not run", "stopped before", "", 1)
+    status = "done" if (label, job.label) in planned else "unchanged"
+    return Outcome(label, job.label, status, model_domain=job.model_domain())
 
 
 def _set_up_libraries(work_dir: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -18,11 +17,15 @@ from typing import TYPE_CHECKING, Any
 from bsym_bids import atlas
 from bsym_bids.bold.parcellate import CIFTI_SPACE
 from bsym_bids.bold.volumes import LONGEST_TR
-from bsym_bids.errors import (
-    BadDataError,
-    CannotCreateOutputError,
-    InputMissingError,
-    UsageError,
+from bsym_bids.errors import BadDataError, CannotCreateOutputError, UsageError
+from bsym_bids.inputs.files import (
+    check_present,
+    entities_of,
+    first_file,
+    is_in_place,
+    is_well_named,
+    join,
+    metadata,
 )
 from bsym_bids.inputs.records import BoldRun, Derivatives
 
@@ -34,7 +37,6 @@ SUPPORTED_SPACES = (*atlas.SPACES, CIFTI_SPACE)
 _FORM = ("space", "cohort", "res", "den", "desc")
 _VOLUME = re.compile(r"_desc-preproc_bold\.nii(\.gz)?$")
 _CIFTI = re.compile(r"_den-91k(_desc-preproc)?_bold\.dtseries\.nii$")
-_ENTITY = re.compile(r"[a-zA-Z]+-[a-zA-Z0-9+]+")
 _INDEX = "layout_index.sqlite"  # the name is PyBIDS's
 # What can hold no BOLD series and is often the bulk of a dataset.
 _IGNORED = re.compile(
@@ -81,33 +83,17 @@ class Candidate:
     @property
     def label(self) -> str:
         """Label of the participant whose folder it is in."""
-        return self._folders[0].removeprefix("sub-")
+        return self.path.relative_to(self.derivatives.root).parts[0].removeprefix("sub-")
 
     @property
     def is_in_place(self) -> bool:
         """Whether it is in the folder where its name belongs, and no copy put aside."""
-        expected = [f"{key}-{self.entities[key]}" for key in ("sub", "ses") if key in self.entities]
-        return self._folders == (*expected, "func")
+        return is_in_place(self.path, self.derivatives.root, "func")
 
     @property
     def is_well_named(self) -> bool:
         """Whether all of its name is entities, so that they tell it from every other file."""
-        parts = self.path.name.split("_")[:-1]
-        return len(self.entities) == len(parts) and all(map(_ENTITY.fullmatch, parts))
-
-    @property
-    def _folders(self) -> tuple[str, ...]:
-        return self.path.relative_to(self.derivatives.root).parts[:-1]
-
-
-def entities_of(path: Path) -> dict[str, str]:
-    """Split a BIDS name into its entities, in order; nothing is dropped.
-
-    PyBIDS knows the entities of its configuration only; two files that differ in another one must
-    not become one run.
-    """
-    parts = path.name.split("_")[:-1]
-    return dict(part.split("-", 1) for part in parts if "-" in part)
+        return is_well_named(self.path)
 
 
 def find_candidates(
@@ -279,9 +265,7 @@ def complete(candidate: Candidate) -> BoldRun:
     """
     entities = candidate.entities
     mask, confounds = _mask(candidate), _confounds(candidate)
-    for path in (candidate.path, mask, confounds):
-        if path is not None and not path.exists():
-            raise _absent(path)
+    check_present((candidate.path, mask, confounds))
     return BoldRun(
         entities=candidate.run_entities,
         space=str(candidate.space),
@@ -299,17 +283,17 @@ def _mask(candidate: Candidate) -> Path | None:
     if candidate.space == CIFTI_SPACE:
         return None
     kept = {key: value for key, value in candidate.entities.items() if key != "desc"}
-    names = [f"{_join(e)}_desc-brain_mask.nii{gz}" for e in _fewer(kept) for gz in (".gz", "")]
-    return _first_file(candidate.path.parent, names)
+    names = [f"{join(e)}_desc-brain_mask.nii{gz}" for e in _fewer(kept) for gz in (".gz", "")]
+    return first_file(candidate.path.parent, names)
 
 
 def _confounds(candidate: Candidate) -> Path | None:
     names = [
-        f"{_join(e)}_desc-confounds_{suffix}.tsv"
+        f"{join(e)}_desc-confounds_{suffix}.tsv"
         for e in _fewer(candidate.run_entities)
         for suffix in ("timeseries", "regressors")
     ]
-    return _first_file(candidate.path.parent, names)
+    return first_file(candidate.path.parent, names)
 
 
 def _fewer(entities: Mapping[str, str]) -> Iterator[dict[str, str]]:
@@ -328,62 +312,15 @@ def describe_form(candidate: Candidate) -> str:
     return " ".join([candidate.space or "native", *(o for o in others if o != "desc-preproc")])
 
 
-def _join(entities: Mapping[str, str]) -> str:
-    return "_".join(f"{key}-{value}" for key, value in entities.items())
-
-
-def _first_file(folder: Path, names: Iterable[str]) -> Path | None:
-    # A dangling link counts: its content is to be fetched, not done without.
-    paths = (folder / name for name in names)
-    return next((path for path in paths if path.exists() or path.is_symlink()), None)
-
-
-def _absent(path: Path) -> InputMissingError:
-    """Return the error for a file that the index or the folder lists but that is not there."""
-    if path.is_symlink():
-        return InputMissingError(f"{path}: not downloaded: datalad get {path}")
-    return InputMissingError(f"{path}: no longer there: remove the index in --bids-database-dir")
-
-
 def _repetition_time(candidate: Candidate) -> float | None:
     """Return RepetitionTime from the sidecars, the nearest and most specific first."""
-    for path in _sidecars(candidate):
-        value = _read_sidecar(path).get("RepetitionTime")
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise BadDataError(f"{path}: RepetitionTime is {value!r}, not a number")
-        if not (math.isfinite(value) and 0 < value < LONGEST_TR):
-            raise BadDataError(f"{path}: RepetitionTime is {value!r}, but must be in seconds")
-        return float(value)
-    return None
-
-
-def _read_sidecar(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise _absent(path)
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadDataError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise BadDataError(f"{path}: is not a JSON object")
-    return document
-
-
-def _sidecars(candidate: Candidate) -> Iterator[Path]:
-    """Yield the JSON files that apply to a series by BIDS's inheritance principle."""
-    entities = candidate.entities.items()
-    folder, root = candidate.path.parent, candidate.derivatives.root
-    while True:
-        # Hidden are the ._ files of macOS, which copy the name but not the content.
-        applying = [
-            path
-            for path in [*folder.glob("[!.]*_bold*.json"), *folder.glob("bold*.json")]
-            if path.name.endswith(("bold.json", "bold.dtseries.json"))
-            and entities_of(path).items() <= entities
-        ]
-        yield from sorted(applying, key=lambda path: (-len(entities_of(path)), path.name))
-        if folder == root or root not in folder.parents:
-            return
-        folder = folder.parent
+    endings = ("bold.json", "bold.dtseries.json")
+    found = metadata(candidate.path, candidate.derivatives.root, "RepetitionTime", *endings)
+    if found is None:
+        return None
+    value, path = found
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadDataError(f"{path}: RepetitionTime is {value!r}, not a number")
+    if not (math.isfinite(value) and 0 < value < LONGEST_TR):
+        raise BadDataError(f"{path}: RepetitionTime is {value!r}, but must be in seconds")
+    return float(value)

@@ -1,4 +1,4 @@
-"""Datasets: is this BIDS, and which derivatives of fMRIPrep does it come with."""
+"""Datasets: is this BIDS, and which derivatives of fMRIPrep and QSIPrep does it come with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ _LABEL = re.compile(r"[a-zA-Z0-9+]+")
 _SERIES = re.compile(
     r"_desc-preproc_bold\.nii(\.gz)?$|_den-[a-zA-Z0-9]+(_desc-preproc)?_bold\.dtseries\.nii$"
 )
+_DIFFUSION = re.compile(r"_space-(ACPC|T1w)_([a-zA-Z]+-[^_]+_)*desc-preproc_dwi\.nii(\.gz)?$")
+_ANATOMY = re.compile(r"^(?!.*_space-(?!ACPC_)).*_desc-preproc_T1w\.nii(\.gz)?$")
+_PROGRAMS = ("fmriprep", "smriprep", "qsiprep")
 
 
 def check_bids(bids_dir: Path, skip_validation: bool) -> None:
@@ -69,30 +72,54 @@ def find_derivatives(
     -------
     tuple of Derivatives
         Those named; else ``bids_dir`` itself when it is one, and those under
-        ``bids_dir/derivatives`` that fMRIPrep says to have made, or that look like it. Roots are
-        absolute, names differ.
+        ``bids_dir/derivatives`` that fMRIPrep or QSIPrep say to have made, or that look like it.
+        Roots are absolute, names differ.
 
     Raises
     ------
     InputMissingError
-        A named folder does not exist, or none is found.
+        A named folder does not exist.
     """
     if named:
         for name, path in named.items():
             if not path.is_dir():
                 raise InputMissingError(f"--derivatives {name}={path}: no such folder")
         return _with_names(named.items())
-    looked_at = [bids_dir, *_candidates(bids_dir / "derivatives")]
     found: dict[Path, Path] = {}
-    for path in filter(_is_fmriprep, looked_at):
+    for path in filter(_is_read, _looked_at(bids_dir)):
         found.setdefault(path.resolve(), path)  # links may lead to the same dataset twice
-    if not found:
-        listed = ", ".join(map(str, looked_at))
-        raise InputMissingError(
-            f"{bids_dir}: no fMRIPrep derivatives found (looked at {listed})",
-            "name them: --derivatives fmriprep=PATH",
-        )
     return _with_names(_folder_names(found.values()))
+
+
+def _looked_at(bids_dir: Path) -> list[Path]:
+    """Return the folders that may be derivative datasets."""
+    return [bids_dir, *_candidates(bids_dir / "derivatives")]
+
+
+def nothing_found(bids_dir: Path, modalities: Sequence[str]) -> InputMissingError:
+    """Return the error for a dataset in which there is nothing of what is wanted."""
+    listed = ", ".join(map(str, _looked_at(bids_dir)))
+    wanted = {"bold": "no fMRIPrep derivatives found", "dwi": "no diffusion series found"}
+    absent = ", ".join(text for key, text in wanted.items() if key in modalities)
+    names = {
+        "bold": "name derivatives: --derivatives fmriprep=PATH",
+        "dwi": "diffusion series are sub-<label>/[ses-<label>/]dwi/*_dwi.nii.gz in the dataset, "
+        "or QSIPrep's: --derivatives qsiprep=PATH",
+    }
+    return InputMissingError(
+        f"{bids_dir}: {absent} (looked at {listed})",
+        "; ".join(text for key, text in names.items() if key in modalities),
+    )
+
+
+def raw_dataset(bids_dir: Path, derivatives: Sequence[Derivatives]) -> Derivatives:
+    """Return the record of the dataset itself, by a name that no derivative dataset has."""
+    root = bids_dir.absolute()
+    for dataset in derivatives:
+        if dataset.root == root:
+            return dataset
+    named = [(dataset.name, dataset.root) for dataset in derivatives]
+    return _with_names([*named, ("raw", root)])[-1]
 
 
 def _folder_names(paths: Iterable[Path]) -> list[tuple[str, Path]]:
@@ -132,22 +159,35 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.is_dir())
 
 
-def _is_fmriprep(folder: Path) -> bool:
-    """Tell whether a folder holds what fMRIPrep writes, by its own word or by its files."""
-    names = [name.lower() for name in _generators(folder / "dataset_description.json")]
+def _is_read(folder: Path) -> bool:
+    """Tell whether a folder holds what fMRIPrep or QSIPrep write, by its word or by its files."""
+    names = _generators(folder)
     # Programs that work on fMRIPrep's outputs keep its entry and put their own before it.
-    if names and "fmriprep" in names[0]:
+    if names and any(program in names[0] for program in _PROGRAMS):
         return True
     if "bsym-bids" in names:
         return False
-    return any(_SERIES.search(path.name) for path in bold_files(folder, _LOOK_AT))
+    files = itertools.chain(bold_files(folder, _LOOK_AT), dwi_files(folder, _LOOK_AT))
+    if any(_SERIES.search(path.name) or _DIFFUSION.search(path.name) for path in files):
+        return True
+    # Many programs copy the anatomy they worked on: it counts only where none claims the dataset.
+    anatomy = _files(folder, "anat", "sub-*_T1w.*", _LOOK_AT)
+    return not names and any(_ANATOMY.search(path.name) for path in anatomy)
 
 
-def _generators(description: Path) -> list[str]:
-    """Return the programs that say to have made a dataset."""
+def is_qsiprep(dataset: Derivatives) -> bool:
+    """Tell whether a derivative dataset is QSIPrep's, by its own word or by its files."""
+    names = _generators(dataset.root)
+    if names and any(program in names[0] for program in _PROGRAMS):
+        return "qsiprep" in names[0]
+    return any(_DIFFUSION.search(path.name) for path in dwi_files(dataset.root, _LOOK_AT))
+
+
+def _generators(folder: Path) -> list[str]:
+    """Return the programs that say to have made a dataset, in small letters."""
     document: Any = None
     try:
-        document = json.loads(description.read_text("utf-8"))
+        document = json.loads((folder / "dataset_description.json").read_text("utf-8"))
     except (OSError, ValueError):
         return []
     if not isinstance(document, dict):
@@ -157,7 +197,11 @@ def _generators(description: Path) -> list[str]:
         *(generated if isinstance(generated, list) else []),
         document.get("PipelineDescription"),
     ]
-    return [str(entry["Name"]) for entry in entries if isinstance(entry, dict) and "Name" in entry]
+    return [
+        str(entry["Name"]).lower()
+        for entry in entries
+        if isinstance(entry, dict) and "Name" in entry
+    ]
 
 
 def _has_participants(folder: Path) -> bool:
@@ -174,10 +218,19 @@ def bold_files(folder: Path, participants: int | None = None) -> Iterator[Path]:
     participants : int, optional
         Look into so many participants only.
     """
+    return _files(folder, "func", "sub-*_bold.*", participants)
+
+
+def dwi_files(folder: Path, participants: int | None = None) -> Iterator[Path]:
+    """Yield what may be diffusion series by name and place, as `bold_files` does."""
+    return _files(folder, "dwi", "sub-*_dwi.nii*", participants)
+
+
+def _files(folder: Path, datatype: str, pattern: str, participants: int | None) -> Iterator[Path]:
     people = sorted(path for path in folder.glob("sub-*") if path.is_dir())
     for participant in people[:participants]:
-        yield from participant.glob("func/sub-*_bold.*")
-        yield from participant.glob("ses-*/func/sub-*_bold.*")
+        yield from participant.glob(f"{datatype}/{pattern}")
+        yield from participant.glob(f"ses-*/{datatype}/{pattern}")
 
 
 def participants_of(folder: Path) -> set[str]:

@@ -116,11 +116,14 @@ class Anatomy:
     probseg : mapping of str to Path
         Probability maps by ``label-`` (``GM``, ``WM``, ``CSF``); empty unless all three are there.
     dseg : Path, optional
-        Three-class segmentation (1 GM, 2 WM, 3 CSF as BIDS has it).
+        Three-class segmentation of fMRIPrep: 1 GM, 2 WM, 3 CSF as BIDS has it. QSIPrep's has other
+        numbers and is left out.
     aparcaseg : Path, optional
-        ``desc-aparcaseg_dseg`` of FreeSurfer on the grid of ``t1w``.
+        ``desc-aparcaseg_dseg`` of FreeSurfer on the grid of ``t1w``; where there is none, its
+        ``desc-aseg_dseg``, which has one label for the cortex of each hemisphere.
     template_to_t1w : Path, optional
-        Composite transform ``from-MNI152NLin2009cAsym_to-<T1w|ACPC|anat>_mode-image_xfm.h5``.
+        Composite transform ``from-MNI152NLin2009cAsym_to-<T1w|ACPC|anat>_mode-image_xfm.h5``, into
+        the space of ``t1w``.
     """
 
     source: str
@@ -159,7 +162,7 @@ class DwiScan:
     reverse : tuple of DwiImage
         Series of the opposite phase encoding that only serve to measure distortions.
     anatomy : Anatomy, optional
-        What there is of the anatomy. For preprocessed series it is in the same space.
+        What there is of the anatomy.
     """
 
     entities: Mapping[str, str]
@@ -176,6 +179,12 @@ class DwiScan:
         return self.space is not None
 
     @property
+    def same_space(self) -> bool:
+        """Whether the series are aligned with the anatomy, as QSIPrep's are with its own."""
+        anatomy = self.anatomy
+        return self.is_preprocessed and anatomy is not None and anatomy.dataset == self.dataset
+
+    @property
     def label(self) -> str:
         """What the scan is called in messages and tables."""
         parts = [f"{key}-{value}" for key, value in self.entities.items()]
@@ -183,15 +192,19 @@ class DwiScan:
         return "_".join([*parts, "dwi"])
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """All files that decide the result."""
+    def own_files(self) -> tuple[Path, ...]:
+        """The series with their gradients and mask."""
         series = [
             path
             for image in (*self.images, *self.reverse)
             for path in (image.image, image.bval, image.bvec)
         ]
-        mask = () if self.mask is None else (self.mask,)
-        return (*series, *mask, *(self.anatomy.files if self.anatomy else ()))
+        return (*series, *(() if self.mask is None else (self.mask,)))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that decide the result."""
+        return (*self.own_files, *(self.anatomy.files if self.anatomy else ()))
 
 
 @dataclass(frozen=True)
@@ -252,3 +265,11 @@ class Plan:
     derivatives: tuple[Derivatives, ...]
     participants: tuple[Participant, ...]
     skipped: tuple[Skipped, ...]
+
+    @property
+    def datasets(self) -> tuple[Derivatives, ...]:
+        """All datasets that files are taken from, each once."""
+        scans = [scan for participant in self.participants for scan in participant.dwi_scans]
+        used = [scan.dataset for scan in scans]
+        used += [scan.anatomy.dataset for scan in scans if scan.anatomy]
+        return tuple(dict.fromkeys([*self.derivatives, *used]))

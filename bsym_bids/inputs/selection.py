@@ -1,4 +1,4 @@
-"""Which participants, sessions, tasks and runs the user wants."""
+"""Which participants, sessions, tasks, runs and scans the user wants."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bsym_bids.errors import InputMissingError, NothingSelectedError, UsageError
 
-#: Queries that fMRIPrep's filter files may hold; only ``bold`` concerns us.
+if TYPE_CHECKING:
+    from bsym_bids.config import RunConfig
+
+#: Queries that fMRIPrep's filter files may hold; ``bold``, ``dwi`` and ``t1w`` concern us.
 _QUERIES = ("bold", "t1w", "t2w", "t2star", "flair", "sbref", "fmap", "dwi", "roi", "asl")
+_USED = ("bold", "dwi", "t1w")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Selection:
         Labels without their prefixes.
     filters : mapping
         PyBIDS filters for BOLD series, by PyBIDS's long entity names.
+    dwi_filters, t1w_filters : mapping
+        The same for diffusion series and T1-weighted images, see `fits`.
     """
 
     participants: Sequence[str] = ()
@@ -32,17 +38,53 @@ class Selection:
     tasks: Sequence[str] = ()
     runs: Sequence[str] = ()
     filters: Mapping[str, Any] = field(default_factory=dict)
+    dwi_filters: Mapping[str, Any] = field(default_factory=dict)
+    t1w_filters: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Selection:
+        """Collect what the settings of a run ask for; read the filter file when there is one."""
+        path = config.bids_filter_file
+        filters = {query: read_filter_file(path, query) if path else {} for query in _USED}
+        return cls(
+            participants=config.participant_label,
+            sessions=config.session_label,
+            tasks=config.task_id,
+            runs=config.run_id,
+            filters=filters["bold"],
+            dwi_filters=filters["dwi"],
+            t1w_filters=filters["t1w"],
+        )
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether a filter file leaves something out."""
+        return bool(self.filters or self.dwi_filters or self.t1w_filters)
+
+    def takes_session(self, entities: Mapping[str, str]) -> bool:
+        """Tell whether a diffusion scan with these entities is wanted.
+
+        It has no task, and its runs are put together: only sessions choose among scans.
+        """
+        return not self.sessions or entities.get("ses") in self.sessions
 
     def takes(self, entities: Mapping[str, str]) -> bool:
         """Tell whether a run with these entities is wanted."""
         wanted = (("ses", self.sessions), ("task", self.tasks), ("run", self.runs))
         return all(
-            not labels or _plain(key, entities.get(key)) in {_plain(key, label) for label in labels}
+            not labels or plain(key, entities.get(key)) in {plain(key, label) for label in labels}
             for key, labels in wanted
         )
 
-    def check_known(self, runs: Iterable[Mapping[str, str]]) -> None:
+    def check_known(
+        self, runs: Iterable[Mapping[str, str]], scans: Iterable[Mapping[str, str]] = ()
+    ) -> None:
         """Complain about labels that no run of any participant has.
+
+        Parameters
+        ----------
+        runs, scans : iterable of mapping
+            Entities of BOLD runs, and of diffusion scans, of which sessions count.
 
         Raises
         ------
@@ -54,6 +96,7 @@ class Selection:
             for key, labels in known.items():
                 if key in entities:
                     labels.add(entities[key])
+        known["ses"] |= {entities["ses"] for entities in scans if "ses" in entities}
         flags = (
             ("--session-label", "ses", self.sessions),
             ("--task-id", "task", self.tasks),
@@ -61,7 +104,7 @@ class Selection:
         )
         for flag, key, labels in flags:
             for label in labels:
-                if _plain(key, label) not in {_plain(key, other) for other in known[key]}:
+                if plain(key, label) not in {plain(key, other) for other in known[key]}:
                     raise unknown_label(flag, label, known[key])
 
 
@@ -73,13 +116,13 @@ def unknown_label(flag: str, label: str, known: Iterable[str]) -> NothingSelecte
     return NothingSelectedError(f"{flag} {label}: not found", hint)
 
 
-def _plain(key: str, label: str | None) -> str | None:
+def plain(key: str, label: str | None) -> str | None:
     """Return a label as it is compared: runs are numbers, 1 is 01; sessions and tasks are names."""
     return str(int(label)) if key == "run" and label and label.isdecimal() else label
 
 
-def read_filter_file(path: Path) -> dict[str, Any]:
-    """Read the filters for BOLD series from a file as fMRIPrep takes it.
+def read_filter_file(path: Path, query: str = "bold") -> dict[str, Any]:
+    """Read the filters of one query from a file as fMRIPrep takes it.
 
     Parameters
     ----------
@@ -87,11 +130,13 @@ def read_filter_file(path: Path) -> dict[str, Any]:
         JSON such as ``{"bold": {"task": "rest", "session": ["a", null]}}``. ``null`` and
         ``"Query.NONE"`` mean that the entity must be absent, ``"*"`` and ``"Query.ANY"`` that it
         may have any value.
+    query : str
+        ``bold``, ``dwi`` or ``t1w``.
 
     Returns
     -------
     dict
-        Filters by PyBIDS's entity names; empty when the file has none for ``bold``.
+        Filters by PyBIDS's entity names; empty when the file has none for the query.
     """
     hint = 'for example: {"bold": {"task": "rest"}}'
     try:
@@ -102,12 +147,12 @@ def read_filter_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read as JSON: {error}", hint) from error
     if not isinstance(document, dict) or not all(isinstance(v, dict) for v in document.values()):
         raise UsageError(f"{path}: is not a mapping of queries to filters", hint)
-    for query in document:
-        if query not in _QUERIES:
+    for name in document:
+        if name not in _QUERIES:
             raise UsageError(
-                f"{path}: unknown query {query!r}", f"known: {', '.join(_QUERIES)}; {hint}"
+                f"{path}: unknown query {name!r}", f"known: {', '.join(_QUERIES)}; {hint}"
             )
-    filters = document.get("bold", {})
+    filters = document.get(query, {})
     if "subject" in filters:
         raise UsageError(f"{path}: filters by subject", "choose them with --participant-label")
     try:
@@ -134,3 +179,58 @@ def _query(value: Any) -> Any:
             raise ValueError(f"unknown query {value!r}")
         return Query[name]
     return value
+
+
+def check_filters(query: str, filters: Mapping[str, Any]) -> None:
+    """Refuse filters by what PyBIDS knows no entity of, as it does itself for BOLD series."""
+    if not filters:
+        return
+    from bids.layout.models import Config
+
+    known = {name for config in ("bids", "derivatives") for name in Config.load(config).entities}
+    for name in filters:
+        if name not in known:
+            raise UsageError(
+                f"the filters for {query} cannot be used: {name!r} is no entity",
+                f'entities have their long names: {{"{query}": {{"acquisition": "x"}}}}',
+            )
+
+
+def fits(path: Path, filters: Mapping[str, Any], *, stated_only: bool = False) -> bool:
+    """Tell whether a file is what filters ask for.
+
+    Parameters
+    ----------
+    path : Path
+        The file, in its folder.
+    filters : mapping
+        By PyBIDS's entity names, as `read_filter_file` returns them.
+    stated_only : bool
+        Let pass what the name does not state. Preprocessing drops entities from names (``run``
+        and ``acq`` of what it put together), and a filter file may have been written for the raw
+        data: only another value excludes a derivative.
+    """
+    if not filters:
+        return True
+    from bids.layout import parse_file_entities
+
+    entities = parse_file_entities(str(path.absolute()), config=["bids", "derivatives"])
+    return all(
+        (stated_only and key not in entities) or _fits(entities.get(key), wanted)
+        for key, wanted in filters.items()
+    )
+
+
+def _fits(found: Any, wanted: Any) -> bool:
+    """Tell whether an entity (None where it is absent) has a value that is asked for."""
+    from bids.layout import Query
+
+    if isinstance(wanted, list):
+        return any(_fits(found, one) for one in wanted)
+    if isinstance(wanted, Query):
+        return wanted is Query.OPTIONAL or (found is None) == (wanted is Query.NONE)
+    if found is None:
+        return False
+    if isinstance(found, int) and str(wanted).isdecimal():
+        return int(found) == int(wanted)
+    return str(found).removeprefix(".") == str(wanted).removeprefix(".")

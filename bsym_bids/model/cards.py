@@ -48,6 +48,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_range(value: Any) -> bool:
+    pair = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    return pair and 0 < value[0] <= value[1]
+
+
 def _is_hash(value: Any, length: int = 64) -> bool:
     return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{length}}}", value) is not None
 
@@ -125,6 +130,11 @@ _OPTIONAL = (
     *(
         _Rule(f"network.{branch}_heads", "a whole number above 0", _is_count)
         for branch in ("spatial", "temporal", "perceiver", "structural")
+    ),
+    _Rule(
+        "contract.structural_connectivity.streamlines",
+        "the fewest and the most streamlines between different ROIs, two numbers above 0",
+        _is_range,
     ),
     _Rule("network.attention", "text", _is_text),
     _Rule("network.max_hops", "a whole number above 0", _is_count),

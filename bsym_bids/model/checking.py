@@ -29,8 +29,11 @@ from bsym_bids.model.networks import Recovery, recovery_of_run
 from bsym_bids.model.reconstruction import OVERALL, reconstruction_quality
 from bsym_bids.model.structural import (
     CONVENTIONS,
-    EdgeQuality,
+    COUNT,
+    DENSITY,
+    EdgeConvention,
     edge_quality,
+    stated_convention,
     structural_input,
     volume_normalised,
 )
@@ -48,28 +51,11 @@ from bsym_bids.outputs.reading import (
 if TYPE_CHECKING:
     from bsym_bids.model.brainsymphony import BrainSymphony
 
-COUNT, DENSITY = "count", "invnodevol"
 ALL = "all"
 WINDOW_STEP = 100
 
 Item = TypeVar("Item", WrittenRun, WrittenConnectome)
 Scores = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class EdgeConvention:
-    """What is made of streamline counts before the network gets them.
-
-    Attributes
-    ----------
-    measure : str
-        ``count``, or ``invnodevol``: divided by ROI volumes.
-    transform : str
-        One of `bsym_bids.model.structural.CONVENTIONS`.
-    """
-
-    measure: str
-    transform: str
 
 
 @dataclass(frozen=True)
@@ -390,18 +376,8 @@ def scan_scores(
                     group=structural_input(group, transform),
                     missing=missing[None],
                 )
-                scores[EdgeConvention(measure, transform)] = _flat(quality)
+                scores[EdgeConvention(measure, transform)] = quality.scores_of()
     return scores
-
-
-def stated_convention(card: Mapping[str, Any]) -> EdgeConvention | None:
-    """Return the convention that a card's contract names, if it names one."""
-    contract = card.get("contract", {}).get("structural_connectivity", {})
-    if not {"volume_normalised", "transform"} <= set(contract):
-        return None
-    return EdgeConvention(
-        DENSITY if contract["volume_normalised"] else COUNT, contract["transform"]
-    )
 
 
 def check_settings(release: Release, seed: int) -> dict[str, Any]:
@@ -457,17 +433,6 @@ def _usable(
     elif not scans:
         skipped.append("there are no structural connectomes")
     return runs, scans, tuple(skipped)
-
-
-def _flat(quality: EdgeQuality) -> dict[str, float]:
-    """Return the scores of the only connectome by name."""
-    scores: dict[str, float] = {"n_edges": int(quality.n_edges[0])}
-    for population, prefix in (("all_pairs", ""), ("edges", "edges_")):
-        for way, name in (("network", ""), ("permuted", "permuted_"), ("group", "group_")):
-            found = getattr(getattr(quality, way), population)
-            for score in ("r2", "rho", "mae"):
-                scores[prefix + name + score] = float(getattr(found, score)[0])
-    return scores
 
 
 def _best_convention(rows: Sequence[Row]) -> EdgeConvention | None:

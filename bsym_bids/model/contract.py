@@ -18,6 +18,7 @@ from bsym_bids.model.cards import card_place
 
 if TYPE_CHECKING:
     from bsym_bids.model.brainsymphony import BrainSymphony
+    from bsym_bids.model.structural import EdgeConvention
     from bsym_bids.model.weights import Release
 
 #: Branches that a functional embedding takes.
@@ -111,6 +112,40 @@ def contract_deviations(
     return deviations
 
 
+def connectome_deviations(card: Mapping[str, Any], convention: EdgeConvention) -> list[str] | None:
+    """Say in which ways connectomes differ from what a model was made for.
+
+    Parameters
+    ----------
+    card : mapping
+        The release's card.
+    convention : EdgeConvention
+        What is made of streamline counts.
+
+    Returns
+    -------
+    list of str or None
+        A sentence for each deviation; None when the card says nothing of connectomes.
+    """
+    from bsym_bids.model.structural import stated_convention
+
+    stated = stated_convention(card)
+    if stated is None:
+        return None
+    deviations = []
+    if convention.measure != stated.measure:
+        deviations.append(
+            f"the edges are {convention.measure!r}, but the model was made for {stated.measure!r} "
+            f"(--sc-measure {stated.measure} changes that)"
+        )
+    if convention.transform != stated.transform:
+        deviations.append(
+            f"their transform is {convention.transform!r}, but the model was made for "
+            f"{stated.transform!r} (--sc-transform {stated.transform} changes that)"
+        )
+    return deviations
+
+
 def check_card_fits(release: Release, model: BrainSymphony) -> None:
     """Refuse weights that are not for what their card says.
 
@@ -130,8 +165,10 @@ def check_card_fits(release: Release, model: BrainSymphony) -> None:
             )
 
 
-def check_network(release: Release, model: BrainSymphony, window_frames: int) -> None:
-    """Refuse a network that cannot embed the windows of the participant level.
+def check_network(
+    release: Release, model: BrainSymphony, window_frames: int, functional: bool = True
+) -> None:
+    """Refuse a network that cannot embed what the participant level gives it.
 
     Parameters
     ----------
@@ -141,6 +178,8 @@ def check_network(release: Release, model: BrainSymphony, window_frames: int) ->
         The network.
     window_frames : int
         Frames of the windows that it will get.
+    functional : bool
+        Whether it will get windows at all; connectomes ask less of it.
 
     Raises
     ------
@@ -149,7 +188,7 @@ def check_network(release: Release, model: BrainSymphony, window_frames: int) ->
         asks for gradient maps; the message names the file and the key.
     """
     absent = [branch for branch in FUNCTIONAL if getattr(model, branch) is None]
-    if absent:
+    if absent and functional:
         raise BadDataError(
             f"{card_place(release.name, release.folder)}: files.{absent[0]} is missing: the "
             f"functional embedding takes {', '.join(FUNCTIONAL)}",
@@ -160,13 +199,13 @@ def check_network(release: Release, model: BrainSymphony, window_frames: int) ->
         ("steps", "frames", window_frames),
     ):
         given = getattr(model, attribute)
-        if given != needed:
+        if given != needed and (functional or attribute == "rois"):
             raise BadDataError(
                 f"{_where(release, model, attribute)} is made for {given} {what} instead of "
                 f"{needed}",
                 _HINT,
             )
-    if model.spatial is not None and model.spatial.gradients:
+    if functional and model.spatial is not None and model.spatial.gradients:
         raise BadDataError(
             f"{_file(release, 'spatial')}: pos_enc.proj.weight makes the positional code of "
             "gradient maps, which the participant level does not have",
@@ -174,11 +213,11 @@ def check_network(release: Release, model: BrainSymphony, window_frames: int) ->
         )
 
 
-def load_and_check(release: Release, window_frames: int) -> None:
+def load_and_check(release: Release, window_frames: int, functional: bool = True) -> None:
     """Load a network strictly and throw it away, for what would be found out much later."""
     from bsym_bids.model.weights import load_model
 
-    check_network(release, load_model(release), window_frames)
+    check_network(release, load_model(release), window_frames, functional)
 
 
 def _where(release: Release, model: BrainSymphony, attribute: str) -> str:

@@ -17,6 +17,9 @@ from bsym_bids.errors import BadDataError
 from bsym_bids.model.embed import inference
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from torch import Tensor
 
     from bsym_bids.model.brainsymphony import BrainSymphony, SignedGraphTransformer
@@ -25,11 +28,40 @@ if TYPE_CHECKING:
 
 #: How streamline counts or densities become edge weights: log10(1 + d), or log10(d) of edges.
 CONVENTIONS = ("log10p1", "log10")
+#: Edge weights that the network may get: streamline counts, or counts divided by ROI volumes.
+COUNT, DENSITY = "count", "invnodevol"
+MEASURES = (COUNT, DENSITY)
 _SYMMETRY = 1e-5  # of the largest weight: more than tables of seven digits round away
 _NUMBERS_AT_ONCE = 1 << 22  # of the edge predictor's first layer: 16 MiB
 
 
 # --- input ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EdgeConvention:
+    """What is made of streamline counts before the network gets them.
+
+    Attributes
+    ----------
+    measure : str
+        One of `MEASURES`: ``count``, or ``invnodevol``, divided by ROI volumes.
+    transform : str
+        One of `CONVENTIONS`.
+    """
+
+    measure: str
+    transform: str
+
+
+def stated_convention(card: Mapping[str, Any]) -> EdgeConvention | None:
+    """Return the convention that a card's contract names, if it names one."""
+    contract = card.get("contract", {}).get("structural_connectivity", {})
+    if not {"volume_normalised", "transform"} <= set(contract):
+        return None
+    return EdgeConvention(
+        DENSITY if contract["volume_normalised"] else COUNT, contract["transform"]
+    )
 
 
 def structural_input(weights: NDArray[np.number], convention: str) -> NDArray[np.float32]:
@@ -293,6 +325,26 @@ class EdgeQuality:
     group: HiddenEdges | None
     n_edges: NDArray[np.int64]
     n_folds: int
+
+    def scores_of(self, participant: int = 0) -> dict[str, float]:
+        """Return the scores of one connectome by name.
+
+        Returns
+        -------
+        dict
+            ``n_edges``; ``r2``, ``rho``, ``mae`` of the network over all pairs; with ``edges_`` in
+            front over those with an edge, with ``permuted_`` and ``group_`` of the control and the
+            baseline.
+        """
+        scores: dict[str, float] = {"n_edges": int(self.n_edges[participant])}
+        for population, prefix in (("all_pairs", ""), ("edges", "edges_")):
+            for way, name in (("network", ""), ("permuted", "permuted_"), ("group", "group_")):
+                if getattr(self, way) is None:
+                    continue
+                found = getattr(getattr(self, way), population)
+                for score in ("r2", "rho", "mae"):
+                    scores[prefix + name + score] = float(getattr(found, score)[participant])
+        return scores
 
 
 def edge_quality(

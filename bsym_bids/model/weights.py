@@ -65,6 +65,10 @@ class Release:
     sha256: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
 
+    def has_branch(self, name: str) -> bool:
+        """Tell whether the network has a branch, by its card."""
+        return name in self.card.get("files", self.card.get("sizes", ()))
+
     @property
     def fingerprint(self) -> str:
         """One SHA-256 of all that decides the network, except the seed of random weights."""

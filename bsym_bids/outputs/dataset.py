@@ -31,13 +31,16 @@ _BIDSIGNORE = (
     "*_embedding.*",
     "*_qc.*",
     "*_stat-coverage_bold.*",
+    "*_dwiref.*",
+    "*_tractogram.*",
+    "*_scale-450_dseg.*",
     "atlas-*",
 )
 _README = """\
 # bsym-bids outputs
 
-Time series, functional connectivity and BrainSymphony embeddings of the 450 ROIs of the
-Schaefer 2018 (400 parcels, 7 networks) and Tian 2020 (scale III) atlases, made by bsym-bids.
+Time series, functional and structural connectivity and BrainSymphony embeddings of the 450 ROIs of
+the Schaefer 2018 (400 parcels, 7 networks) and Tian 2020 (scale III) atlases, made by bsym-bids.
 The JSON file beside each table says what it holds and how it was made.
 What could not be measured is `n/a`; no ROI is ever left out.
 """

@@ -59,7 +59,7 @@ def write_embedding(
     """
     names = atlas.roi_names()
     contents: dict[str, Content] = {
-        "embedding": _embedding_table(embedding.mean),
+        "embedding": embedding_table(embedding.mean),
         "window_embeddings": Arrays(
             {
                 "embedding": embedding.windows,
@@ -84,7 +84,9 @@ def write_embedding(
     outputs = [
         OutputFile(job.names.path(key), content, details[key]) for key, content in contents.items()
     ]
-    publish(outputs, job.fingerprints["embedding"], job.names.possible_paths("embedding"))
+    # What was fused with older embeddings goes with them.
+    stale = [*job.names.possible_paths("embedding"), *job.names.possible_paths("fused")]
+    publish(outputs, job.fingerprints["embedding"], stale)
     return tuple(output.path for output in outputs)
 
 
@@ -116,12 +118,14 @@ def frame_attention(
         return total / count[:, None]
 
 
-def _dimensions(width: int) -> list[str]:
-    return [f"dim{index:03d}" for index in range(width)]
+def dimension_columns(width: int) -> dict[str, str]:
+    """Return descriptions of the columns of an embedding of so many dimensions."""
+    return {f"dim{index:03d}": "Dimension of the embedding" for index in range(width)}
 
 
-def _embedding_table(mean: NDArray[np.floating]) -> Table:
-    dimensions = dict(zip(_dimensions(mean.shape[1]), mean.T, strict=True))
+def embedding_table(embedding: NDArray[np.floating]) -> Table:
+    """Return the table of an embedding (450, D): a row per ROI."""
+    dimensions = dict(zip(dimension_columns(embedding.shape[1]), embedding.T, strict=True))
     return Table({"name": atlas.roi_names(), "network": atlas.networks(), **dimensions})
 
 
@@ -167,8 +171,7 @@ def _details(
     for key in ("window_embeddings", "embedding", "similarity", "attention", "attention_time"):
         sidecars[key] |= cut
     width = embedding.mean.shape[1]
-    dimensions = {name: "Dimension of the embedding" for name in _dimensions(width)}
-    sidecars["embedding"] |= columns(ROI_COLUMNS | dimensions)
+    sidecars["embedding"] |= columns(ROI_COLUMNS | dimension_columns(width))
     sidecars["similarity"] |= {
         "Measure": "tanh of the mean over windows of Fisher's z of Pearson correlations",
         "Directed": False,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -11,9 +12,15 @@ from pathlib import Path
 from bsym_bids import atlas
 
 STATISTICS = {"mean": "mean", "pca": "pc1"}
-GROUPS = ("timeseries", "embedding")
+#: Groups of products of a BOLD run, of a diffusion scan, and of both together.
+RUN_GROUPS = ("timeseries", "embedding")
+SCAN_GROUPS = ("connectome", "structural")
+FUSION_GROUPS = ("fused",)
 #: Products of the dataset as a whole, at its root.
 DATASET = "dataset"
+#: Key of the streamlines, and the formats they may be kept in.
+TRACTOGRAM = "tractogram"
+TRACTOGRAM_FORMATS = ("tck", "trx")
 
 
 @dataclass(frozen=True)
@@ -43,14 +50,30 @@ class Product:
 
 @cache
 def products() -> Mapping[str, Product]:
-    """Return every product of a run by its key, in the order in which they are documented."""
-    return {key: product for key, product in _all_products().items() if product.group in GROUPS}
+    """Return every product of a BOLD run by its key, in the order in which they are documented."""
+    return _products_of_groups(RUN_GROUPS)
+
+
+@cache
+def scan_products() -> Mapping[str, Product]:
+    """Return every product of a diffusion scan by its key."""
+    return _products_of_groups(SCAN_GROUPS)
+
+
+@cache
+def fusion_products() -> Mapping[str, Product]:
+    """Return every product of a BOLD run and a diffusion scan together by its key."""
+    return _products_of_groups(FUSION_GROUPS)
 
 
 @cache
 def dataset_products() -> Mapping[str, Product]:
     """Return every product of the dataset as a whole by its key."""
-    return {key: product for key, product in _all_products().items() if product.group == DATASET}
+    return _products_of_groups((DATASET,))
+
+
+def _products_of_groups(groups: Sequence[str]) -> dict[str, Product]:
+    return {key: product for key, product in _all_products().items() if product.group in groups}
 
 
 @cache
@@ -63,20 +86,71 @@ def _all_products() -> Mapping[str, Product]:
 
 def products_of(group: str) -> tuple[Product, ...]:
     """Return the products of one group."""
-    return tuple(product for product in products().values() if product.group == group)
+    return tuple(product for product in _all_products().values() if product.group == group)
 
 
-@dataclass(frozen=True)
-class RunNames:
-    """The output names of one BOLD run.
+class Names(ABC):
+    """The output names of one source.
 
     Attributes
     ----------
     output_dir : Path
         Root of the output dataset.
     entities : mapping of str to str
-        All source entities in BIDS order, short keys (``sub``, ``ses``, ``task``, ...), without
-        ``space``, ``res``, ``den`` and ``desc``.
+        All source entities in BIDS order, short keys (``sub``, ``ses``, ...), without ``space``,
+        ``res``, ``den`` and ``desc``.
+    datatype : str
+        Folder of the outputs: ``func`` or ``dwi``.
+    """
+
+    output_dir: Path
+    entities: Mapping[str, str]
+    datatype = ""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the outputs."""
+        parts = [f"sub-{self.entities['sub']}"]
+        if "ses" in self.entities:
+            parts.append(f"ses-{self.entities['ses']}")
+        return self.output_dir.joinpath(*parts, self.datatype)
+
+    @property
+    @abstractmethod
+    def stem(self) -> str:
+        """The part of the name that all outputs share."""
+
+    @abstractmethod
+    def path(self, key: str) -> Path:
+        """Return where a product goes."""
+
+    @abstractmethod
+    def group_paths(self, group: str) -> tuple[Path, ...]:
+        """Return the data files of one group under the settings of this call."""
+
+    @abstractmethod
+    def possible_paths(self, group: str) -> tuple[Path, ...]:
+        """Return the data files of one group under any settings, sidecars not included."""
+
+    def uri(self, key: str) -> str:
+        """Return the BIDS URI of a product within the output dataset."""
+        return "bids::" + self.path(key).relative_to(self.output_dir).as_posix()
+
+    def _file(self, product: Product, stat: str, extension: str) -> Path:
+        name = self.stem
+        name += f"_stat-{stat}" if stat else ""
+        name += f"_desc-{product.desc}" if product.desc else ""
+        return self.folder / f"{name}_{product.suffix}{extension}"
+
+
+@dataclass(frozen=True)
+class RunNames(Names):
+    """The output names of one BOLD run.
+
+    Attributes
+    ----------
+    output_dir, entities
+        As in `Names`.
     space : str
         Space of the source.
     resolution, density : str, optional
@@ -91,14 +165,7 @@ class RunNames:
     resolution: str | None = None
     density: str | None = None
     method: str = "mean"
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the run's outputs."""
-        parts = [f"sub-{self.entities['sub']}"]
-        if "ses" in self.entities:
-            parts.append(f"ses-{self.entities['ses']}")
-        return self.output_dir.joinpath(*parts, "func")
+    datatype = "func"
 
     @property
     def stem(self) -> str:
@@ -113,12 +180,9 @@ class RunNames:
 
     def path(self, key: str, method: str | None = None) -> Path:
         """Return where a product of this run goes."""
-        product = products()[key]
+        product = _all_products()[key]
         stat = product.stat.format(statistic=STATISTICS[method or self.method])
-        name = self.stem
-        name += f"_stat-{stat}" if stat else ""
-        name += f"_desc-{product.desc}" if product.desc else ""
-        return self.folder / f"{name}_{product.suffix}{product.extension}"
+        return self._file(product, stat, product.extension)
 
     def group_paths(self, group: str) -> tuple[Path, ...]:
         """Return the data files of one group under the settings of this run."""
@@ -133,9 +197,57 @@ class RunNames:
         }
         return tuple(sorted(paths))
 
-    def uri(self, key: str) -> str:
-        """Return the BIDS URI of a product within the output dataset."""
-        return "bids::" + self.path(key).relative_to(self.output_dir).as_posix()
+
+@dataclass(frozen=True)
+class ScanNames(Names):
+    """The output names of one diffusion scan.
+
+    Attributes
+    ----------
+    output_dir, entities
+        As in `Names`.
+    space : str, optional
+        ``space-`` of the source; raw series have none.
+    tractogram : str, optional
+        Format in which streamlines are kept, ``tck`` or ``trx``.
+    fibre_capacity : bool
+        Whether the engine gives fibre bundle capacities (SIFT2).
+    """
+
+    output_dir: Path
+    entities: Mapping[str, str]
+    space: str | None = None
+    tractogram: str | None = None
+    fibre_capacity: bool = True
+    datatype = "dwi"
+
+    @property
+    def stem(self) -> str:
+        """The part of the name that all outputs of the scan share."""
+        parts = [f"{key}-{value}" for key, value in self.entities.items()]
+        parts += [f"space-{self.space}"] if self.space else []
+        return "_".join([*parts, f"atlas-{atlas.LABEL}", f"scale-{atlas.SCALE}"])
+
+    def path(self, key: str) -> Path:
+        """Return where a product of this scan goes."""
+        product = _all_products()[key]
+        if key == TRACTOGRAM and self.tractogram:
+            return self._file(product, "", f".{self.tractogram}")
+        return self._file(product, "", product.extension)
+
+    def group_paths(self, group: str) -> tuple[Path, ...]:
+        """Return the data files of one group under the settings of this scan."""
+        left_out = set() if self.tractogram else {TRACTOGRAM}
+        left_out |= set() if self.fibre_capacity else {"sift2"}
+        return tuple(self.path(p.key) for p in products_of(group) if p.key not in left_out)
+
+    def possible_paths(self, group: str) -> tuple[Path, ...]:
+        """Return the data files of one group under any settings, sidecars not included."""
+        paths = {self.path(product.key) for product in products_of(group)}
+        if TRACTOGRAM in {product.key for product in products_of(group)}:
+            product = _all_products()[TRACTOGRAM]
+            paths |= {self._file(product, "", f".{kind}") for kind in TRACTOGRAM_FORMATS}
+        return tuple(sorted(paths))
 
 
 def dataset_path(output_dir: Path, key: str, label: str) -> Path:
@@ -157,4 +269,5 @@ def dataset_path(output_dir: Path, key: str, label: str) -> Path:
 
 def sidecar_of(path: Path) -> Path:
     """Return the JSON sidecar of a data file."""
-    return path.with_name(path.name.removesuffix("".join(path.suffixes[-1:])) + ".json")
+    extension = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    return path.with_name(path.name.removesuffix(extension) + ".json")

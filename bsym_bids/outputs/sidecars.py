@@ -8,8 +8,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from bsym_bids import __version__, atlas
-from bsym_bids.jobs import RunJob
-from bsym_bids.outputs.names import products
+from bsym_bids.jobs import FusionJob, RunJob, ScanJob
+from bsym_bids.outputs.names import fusion_products, products, scan_products
 
 if TYPE_CHECKING:
     from bsym_bids.model.weights import Release
@@ -46,6 +46,39 @@ def basic_sidecar(job: RunJob, key: str, sources: Sequence[str]) -> dict[str, An
         "Density": job.run.density and f"of the source, den-{job.run.density}",
     }
     return document | {name: value for name, value in optional.items() if value}
+
+
+def scan_sidecar(job: ScanJob, key: str, sources: Sequence[str]) -> dict[str, Any]:
+    """Return what the sidecar of any product of a diffusion scan says."""
+    return {
+        "Description": scan_products()[key].description,
+        "Sources": list(sources),
+        "SpatialReference": job.scan.space or "orig",
+        "Atlas": ATLAS,
+        "SoftwareVersions": software_versions() | _engine_version(job),
+        "ConnectomeSettings": dict(job.settings.connectome),
+    }
+
+
+def fusion_sidecar(job: FusionJob, key: str, sources: Sequence[str]) -> dict[str, Any]:
+    """Return what the sidecar of any fused product says."""
+    run = job.run
+    return {
+        "Description": fusion_products()[key].description,
+        "Sources": list(sources),
+        "SpatialReference": run.run.space,
+        "Atlas": ATLAS,
+        "SoftwareVersions": software_versions(),
+        "TaskName": run.run.entities.get("task", "n/a"),
+        "TimeSeriesSettings": dict(run.settings.timeseries),
+        "EmbeddingSettings": dict(run.settings.embedding),
+        "ConnectomeSettings": dict(job.scan.settings.connectome),
+        "StructuralSettings": dict(job.scan.settings.structural),
+    } | about_model(run.settings.release)
+
+
+def _engine_version(job: ScanJob) -> dict[str, str]:
+    return {job.settings.engine.name: job.settings.engine.version}
 
 
 def model_sidecar(job: RunJob, key: str, sources: Sequence[str], threads: int) -> dict[str, Any]:

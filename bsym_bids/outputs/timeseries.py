@@ -94,6 +94,7 @@ def write_timeseries(
     stale = list(job.names.possible_paths("timeseries"))
     if not job.is_done("embedding"):
         stale += job.names.possible_paths("embedding")
+        stale += job.names.possible_paths("fused")
     publish(outputs, job.fingerprints["timeseries"], stale)
     return tuple(output.path for output in outputs)
 

@@ -20,7 +20,7 @@ from bsym_bids.bold.cleaning import naming
 from bsym_bids.bold.windows import windows_for_model
 from bsym_bids.errors import BadDataError, BsymError
 from bsym_bids.model.embed import MAX_MISSING_SHARE
-from bsym_bids.model.structural import structural_input, volume_normalised
+from bsym_bids.model.structural import COUNT, DENSITY, structural_input, volume_normalised
 from bsym_bids.outputs.names import sidecar_of
 from bsym_bids.outputs.publish import explained, file_identity, fingerprint
 from bsym_bids.outputs.reading import (
@@ -35,9 +35,7 @@ from bsym_bids.outputs.reading import (
 from bsym_bids.training.objectives import WindowBatch
 
 LOGGER = logging.getLogger("bsym_bids")
-COUNT = "count"
 _KEPT = ("missing", "censored", "participants", "runs")
-_DENSITY = "invnodevol"
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ def collect_connectomes(derivatives: Path, rules: InputRules) -> ConnectomeSet |
 
 
 def _one_measure(found: list[WrittenConnectome], rules: InputRules) -> list[WrittenConnectome]:
-    measures = (COUNT, _DENSITY) if rules.volume_normalised else (COUNT,)
+    measures = (COUNT, DENSITY) if rules.volume_normalised else (COUNT,)
     chosen: dict[tuple[tuple[str, str], ...], WrittenConnectome] = {}
     for measure in measures:
         for connectome in found:

@@ -3,14 +3,20 @@
 import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from bsym_bids.outputs.dataset import describe_dataset
 from bsym_bids.outputs.names import (
+    SCAN_GROUPS,
     RunNames,
+    ScanNames,
     dataset_path,
     dataset_products,
+    fusion_products,
     products,
+    scan_products,
     sidecar_of,
 )
 from tests.bids_validation import extended_schema_file, validate
@@ -24,8 +30,12 @@ def dataset(folder: Path, names: list[Path]) -> Path:
     (folder / ".bidsignore").unlink()
     for path in names:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("a\n1\n")
+        if path.name.endswith(".nii.gz"):
+            nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4)), path)
+        else:
+            path.write_text("a\n1\n")
         document = {"Description": "x", "Resolution": "x", "Density": "x", "Sources": []}
+        document |= {"SpatialReference": "orig", "SkullStripped": False}
         sidecar_of(path).write_text(json.dumps(document))
     return folder
 
@@ -48,8 +58,24 @@ def test_every_product_of_every_kind_of_run_is_accepted(tmp_path, schema):
             RunNames(tmp_path, full, "MNI152NLin2009cAsym", resolution="2"),
             RunNames(tmp_path, {"sub": "02", "task": "x"}, "fsLR", density="91k", method="pca"),
         )
-        for key in products()
+        for key in [*products(), *fusion_products()]
     ]
+    assert errors(dataset(tmp_path, names), schema) == set()
+
+
+def test_every_product_of_every_kind_of_scan_is_accepted(tmp_path, schema):
+    full = {"sub": "01", "ses": "a", "acq": "m", "rec": "r", "dir": "AP", "run": "01"}
+    full |= {"part": "mag"}
+    names = [
+        path
+        for names in (
+            ScanNames(tmp_path, full, "ACPC", tractogram="trx"),
+            ScanNames(tmp_path, {"sub": "02"}, tractogram="tck", fibre_capacity=False),
+        )
+        for group in SCAN_GROUPS
+        for path in names.group_paths(group)
+    ]
+    assert len(names) == 2 * len(scan_products()) - 1
     assert errors(dataset(tmp_path, names), schema) == set()
 
 
@@ -87,3 +113,22 @@ def test_other_names_are_refused(tmp_path, schema, name):
     path = tmp_path / "sub-01" / "func" / name
     found = errors(dataset(tmp_path, [path]), schema)
     assert f"/sub-01/func/{name}" in found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"sub-01_{ATLAS}_desc-counts_relmat.tsv",
+        f"sub-01_space-MNI152NLin6Asym_{ATLAS}_desc-count_relmat.tsv",
+        f"sub-01_task-rest_{ATLAS}_desc-count_relmat.tsv",
+        f"sub-01_{ATLAS}_desc-functional_embedding.tsv",
+        f"sub-01_{ATLAS}_desc-structural_embedding.npz",
+        f"sub-01_{ATLAS}_desc-run_qc.tsv",
+        f"sub-01_{ATLAS}_dwiref.nii.gz",
+        f"sub-01_{ATLAS}_tractogram.trk",
+        "sub-01_desc-count_relmat.tsv",
+    ],
+)
+def test_other_names_of_scans_are_refused(tmp_path, schema, name):
+    found = errors(dataset(tmp_path, [tmp_path / "sub-01" / "dwi" / name]), schema)
+    assert f"/sub-01/dwi/{name}" in found

@@ -217,18 +217,33 @@ def test_the_dataset_itself_may_be_the_derivatives(tmp_path):
     assert not [s for s in plan.skipped if "no fMRIPrep derivatives" in s.reason]
 
 
-def test_raw_data_are_not_taken_for_derivatives(bids):
+@pytest.mark.parametrize(
+    ("modalities", "words", "others"),
+    [
+        (["bold"], ["no fMRIPrep derivatives found"], "diffusion"),
+        (["dwi"], ["no diffusion series found"], "fMRIPrep"),
+        (
+            ["bold", "dwi"],
+            ["no fMRIPrep derivatives found", "no diffusion series found"],
+            "nothing",
+        ),
+    ],
+)
+def test_raw_bold_alone_is_missing_input(bids, modalities, words, others):
+    assert find_derivatives(bids) == ()
     with pytest.raises(InputMissingError) as caught:
-        find_derivatives(bids)
+        plan_inputs(bids, modalities=modalities)
     assert caught.value.exit_code == 66
     assert "--derivatives" in caught.value.hint
+    assert all(word in str(caught.value) for word in words)
+    assert others not in f"{caught.value} {caught.value.hint}"
 
 
 def test_when_none_is_found_the_message_says_where_it_looked(bids):
     (bids / "derivatives" / "freesurfer" / "sub-01" / "mri").mkdir(parents=True)
     (bids / "derivatives" / ".git" / "objects").mkdir(parents=True)
     with pytest.raises(InputMissingError) as caught:
-        find_derivatives(bids)
+        plan_inputs(bids)
     assert str(bids / "derivatives" / "freesurfer") in str(caught.value)
     assert ".git" not in str(caught.value)
 
@@ -298,6 +313,10 @@ def test_everybody_with_derivatives_is_processed_and_the_others_are_listed(bids,
         add_run(fmriprep, f"sub-{label}_task-rest")
     plan = plan_inputs(bids)
     assert [p.label for p in plan.participants] == ["02", "A1b2", "sick"]
+    assert reasons_of(plan) == {
+        "sub-01": "no fMRIPrep derivatives and no diffusion series for this participant"
+    }
+    plan = plan_inputs(bids, modalities=["bold"])
     assert reasons_of(plan) == {"sub-01": "no fMRIPrep derivatives for this participant"}
 
 
@@ -320,7 +339,7 @@ def test_a_participant_who_is_asked_for_but_has_no_derivatives_is_a_problem(bids
     add_run(fmriprep, "sub-02_task-rest")
     for filters in ({}, {"task": "rest"}):
         selection = Selection(participants=["01", "02"], filters=filters)
-        plan = plan_inputs(bids, selection=selection)
+        plan = plan_inputs(bids, selection=selection, modalities=["bold"])
         assert [p.label for p in plan.participants] == ["01", "02"]
         assert problems_of(plan) == ["sub-01: no fMRIPrep derivatives for this participant"]
         assert len(runs_of(plan)) == 1

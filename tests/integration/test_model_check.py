@@ -15,7 +15,8 @@ from bsym_bids import atlas
 from bsym_bids.errors import BadDataError, InputMissingError, NothingSelectedError
 from bsym_bids.model import checking
 from bsym_bids.model.cards import read_card
-from bsym_bids.model.checking import EdgeConvention, check_model, stated_convention
+from bsym_bids.model.checking import check_model
+from bsym_bids.model.structural import EdgeConvention, stated_convention
 from bsym_bids.model.weights import random_state_dicts, resolve_release
 from bsym_bids.outputs.checks import report, write_check
 from bsym_bids.outputs.names import sidecar_of

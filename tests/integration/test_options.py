@@ -352,7 +352,7 @@ def test_machine_options_reach_the_graphs(call, stub, tmp_path):
     call("--nprocs", 6, "--omp-nthreads", 2, "--mem-gb", 5, "-w", tmp_path / "scratch")
     arguments = stub["plugin"].arguments
     assert (arguments["n_procs"], arguments["memory_gb"]) == (6, 5.0)
-    assert stub["threads"] == 2
+    assert (stub["threads"].run, stub["threads"].scan) == (2, 2)
     assert stub["config"].scratch == tmp_path / "scratch"
     assert (tmp_path / "scratch").is_dir() and not (tmp_path / "out" / "work").exists()
 

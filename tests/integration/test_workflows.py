@@ -13,7 +13,7 @@ from bsym_bids import __version__
 from bsym_bids.bold.nuisance import load_strategy
 from bsym_bids.config import RunConfig
 from bsym_bids.inputs import BoldRun, Derivatives, Participant, Plan
-from bsym_bids.jobs import RunJob, Settings, jobs_of
+from bsym_bids.jobs import RunJob, ScanJob, Settings, jobs_of
 from bsym_bids.model.weights import resolve_release
 from bsym_bids.workflows import participant
 from bsym_bids.workflows.base import (
@@ -240,20 +240,23 @@ def test_file_that_vanishes_does_not_keep_the_graph_from_being_made(job, role):
 
 
 @pytest.mark.parametrize(
-    ("settings", "n_runs", "expected"),
+    ("settings", "n_runs", "n_scans", "expected"),
     [
-        ({"nprocs": 8}, 1, 8),
-        ({"nprocs": 8}, 3, 2),
-        ({"nprocs": 8}, 100, 1),
-        ({"nprocs": 8}, 0, 8),
-        ({"nprocs": 64}, 1, 8),
-        ({"nprocs": 8, "omp_nthreads": 3}, 100, 3),
-        ({"nprocs": 2, "omp_nthreads": 16}, 1, 2),
+        ({"nprocs": 8}, 1, 0, (8, 8)),
+        ({"nprocs": 8}, 3, 1, (2, 8)),
+        ({"nprocs": 8}, 100, 3, (1, 2)),
+        ({"nprocs": 8}, 0, 100, (8, 1)),
+        ({"nprocs": 64}, 1, 1, (8, 64)),
+        ({"nprocs": 8, "omp_nthreads": 3}, 100, 1, (3, 3)),
+        ({"nprocs": 2, "omp_nthreads": 16}, 1, 1, (2, 2)),
     ],
 )
-def test_threads_of_a_step(settings, n_runs, expected):
+def test_threads_of_a_step(settings, n_runs, n_scans, expected):
     config = RunConfig(Path("in"), Path("out"), "participant", **settings)
-    assert participant._threads(config, n_runs) == expected
+    runs = [RunJob(None, None, None)] * n_runs
+    scans = [ScanJob(None, None, None)] * n_scans
+    found = participant._threads(config, [*runs, *scans])
+    assert (found.run, found.scan) == expected
 
 
 def test_processes_and_memory_reach_the_plugin(tmp_path):

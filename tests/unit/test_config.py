@@ -20,6 +20,7 @@ OPTIONS = {
         ["--derivatives", "a=x/y", "p/q"],
         {"a": Path("x/y"), "q": Path("p/q")},
     ),
+    "modalities": (["--modalities", "dwi"], ("dwi",)),
     "space": (["--space", "fsLR", "MNI152NLin6Asym"], ("fsLR", "MNI152NLin6Asym")),
     "nuisance": (["--nuisance", "36p"], "36p"),
     "high_pass": (["--high-pass", "0.01"], 0.01),
@@ -27,6 +28,15 @@ OPTIONS = {
     "fd_threshold": (["--fd-threshold", "0.3"], 0.3),
     "min_coverage": (["--min-coverage", "0.8"], 0.8),
     "parcel_method": (["--parcel-method", "pca"], "pca"),
+    "engine": (["--engine", "dipy"], "dipy"),
+    "preset": (["--preset", "fast"], "fast"),
+    "reliability": (["--reliability", "0.9"], 0.9),
+    "max_streamlines": (["--max-streamlines", "5000"], 5000),
+    "streamlines": (["--streamlines", "1000"], 1000),
+    "save_tractogram": (["--save-tractogram", "trx"], "trx"),
+    "gradient_check": (["--gradient-check", "warn"], "warn"),
+    "sc_measure": (["--sc-measure", "count"], "count"),
+    "sc_transform": (["--sc-transform", "log10p1"], "log10p1"),
     "model": (["--model", "untrained"], "untrained"),
     "model_dir": (["--model-dir", "m"], Path("m")),
     "model_tr": (["--model-tr", "0.72"], 0.72),
@@ -65,8 +75,16 @@ def test_option_reaches_its_setting(name):
     assert all(getattr(config, other) == getattr(default, other) for other in unchanged)
 
 
-def test_written_settings_repeat_the_run(tmp_path):
-    arguments = [word for words, _ in OPTIONS.values() for word in words]
+# Options that contradict each other.
+EITHER = {"reliability", "max_streamlines", "task_id", "run_id"}
+OR = {"streamlines", "modalities"}
+
+
+@pytest.mark.parametrize("without", [EITHER, OR])
+def test_written_settings_repeat_the_run(tmp_path, without):
+    arguments = [
+        word for name, (words, _) in OPTIONS.items() if name not in without for word in words
+    ]
     config = parse_config([*CALL, *arguments])
     write_toml(config, tmp_path / "run.toml")
     assert parse_config([*CALL, "--config", str(tmp_path / "run.toml")]) == config
@@ -96,6 +114,9 @@ def test_command_line_wins_over_file(tmp_path):
         ("derivatives = {a = 3}", "derivatives"),
         ("task_id = 3", "task_id"),
         ("work_dir = 3", "work_dir"),
+        ("streamlines = 1e6", "streamlines"),
+        ("reliability = 'high'", "reliability"),
+        ("modalities = 2", "modalities"),
         ("seed = ", "TOML"),
     ],
 )
@@ -131,11 +152,76 @@ def test_absent_file(tmp_path):
         ["--omp-nthreads", "0"],
         ["--seed", "-1"],
         ["--derivatives", "a=x", "a=y"],
+        ["--reliability", "0"],
+        ["--reliability", "1"],
+        ["--reliability", "1.2"],
+        ["--reliability", "nan"],
+        ["--max-streamlines", "0"],
+        ["--streamlines", "-5"],
+        ["--streamlines", "1000", "--reliability", "0.9"],
+        ["--streamlines", "1000", "--max-streamlines", "2000"],
+        ["--task-id", "rest", "--modalities", "dwi"],
+        ["--run-id", "1", "--modalities", "dwi"],
+        ["--preset", ""],
     ],
 )
 def test_numbers_that_cannot_be_meant(arguments, capsys):
     assert main([*CALL, *arguments]) == 64
     assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "modalities = []",
+        "modalities = ['bold', 'eeg']",
+        "engine = 'ants'",
+        "save_tractogram = 'trk'",
+        "gradient_check = 'on'",
+        "sc_measure = 'sift2'",
+        "sc_transform = 'log'",
+    ],
+)
+def test_choices_of_a_file_are_checked(tmp_path, text):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    name = text.split(" ")[0].replace("_", "-")
+    with pytest.raises(UsageError, match=f"--{name} is "):
+        parse_config([*CALL, "--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    "option", ["--engine", "--modalities", "--sc-measure", "--save-tractogram"]
+)
+def test_choices_of_the_command_line_are_checked(option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*CALL, option, "none-such"])
+    assert caught.value.code == 64
+    assert option in capsys.readouterr().err
+
+
+def test_the_number_of_streamlines_on_the_command_line_replaces_that_of_a_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("reliability = 0.9\nmax_streamlines = 7\n")
+    config = parse_config([*CALL, "--config", str(file), "--streamlines", "1000"])
+    assert (config.streamlines, config.reliability, config.max_streamlines) == (1000, None, None)
+    config = parse_config([*CALL, "--config", str(file), "--reliability", "0.8"])
+    assert (config.reliability, config.max_streamlines) == (0.8, 7)
+    file.write_text("streamlines = 1000\n")
+    config = parse_config([*CALL, "--config", str(file), "--max-streamlines", "5"])
+    assert (config.streamlines, config.max_streamlines) == (None, 5)
+    file.write_text("streamlines = 1000\nreliability = 0.9\n")
+    with pytest.raises(UsageError, match="contradict"):
+        parse_config([*CALL, "--config", str(file)])
+
+
+@pytest.mark.parametrize("name", ["nuisance", "preset"])
+def test_files_that_may_be_names_hold_in_any_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").touch()
+    for given, absolute in (("own.yaml", str(tmp_path / "own.yaml")), ("full", "full")):
+        config = parse_config([*CALL, f"--{name}", given]).with_absolute_paths()
+        assert getattr(config, name) == absolute
 
 
 def test_group_level_says_not_yet(capsys):

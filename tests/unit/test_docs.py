@@ -19,11 +19,12 @@ from bsym_bids.config import RunConfig
 from bsym_bids.inputs.records import BoldRun, Derivatives
 from bsym_bids.jobs import RunJob, Settings
 from bsym_bids.model import cards
-from bsym_bids.model.checking import EdgeConvention, ModelCheck, Row, check_settings
+from bsym_bids.model.checking import ModelCheck, Row, check_settings
 from bsym_bids.model.cli import build_parser as build_model_parser
 from bsym_bids.model.domain import Verdict
 from bsym_bids.model.embed import FunctionalEmbedding
 from bsym_bids.model.reconstruction import ReconstructionQuality
+from bsym_bids.model.structural import EdgeConvention
 from bsym_bids.model.weights import resolve_release
 from bsym_bids.outputs.checks import write_check
 from bsym_bids.outputs.dataset import describe_dataset

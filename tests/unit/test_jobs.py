@@ -28,8 +28,21 @@ OF_THE_SERIES = {
     "parcel_method": "pca",
 }
 OF_THE_EMBEDDING = {"model_tr": 0.72, "window_step": 50, "scaling": "zscore", "seed": 1}
+# What decides connectomes and structural embeddings of diffusion scans.
+OF_THE_SCAN = {
+    "engine": "mrtrix3",
+    "preset": "fast",
+    "reliability": 0.9,
+    "max_streamlines": 100,
+    "streamlines": 100,
+    "save_tractogram": "tck",
+    "gradient_check": "off",
+    "sc_measure": "count",
+    "sc_transform": "log10",
+}
 # Which runs there are, where files lie, and how much of the machine is used.
 OF_NOTHING = {
+    "modalities": ("dwi",),
     "participant_label": ("01",),
     "session_label": ("1",),
     "task_id": ("rest",),
@@ -78,7 +91,7 @@ def job_of(run, **settings):
 
 
 def test_every_setting_is_known_to_decide_something_or_nothing():
-    known = {*OF_THE_SERIES, *OF_THE_EMBEDDING, *OF_NOTHING, "model", "model_dir"}
+    known = {*OF_THE_SERIES, *OF_THE_EMBEDDING, *OF_THE_SCAN, *OF_NOTHING, "model", "model_dir"}
     assert known == {f.name for f in fields(RunConfig)} - set(CALL_FIELDS)
 
 
@@ -147,7 +160,7 @@ def test_a_changed_description_of_the_confounds_makes_everything_anew(run):
 def test_repetition_time_and_version_make_everything_anew(run, monkeypatch):
     before = job_of(run).fingerprints
     slower = job_of(replace(run, repetition_time=2.0)).fingerprints
-    monkeypatch.setattr(jobs, "__version__", "next")
+    monkeypatch.setattr(jobs.bold, "__version__", "next")
     newer = job_of(run).fingerprints
     for group, value in before.items():
         assert len({value, slower[group], newer[group]}) == 3

@@ -1,12 +1,20 @@
 """What the user may ask for: labels, and filters in the form that fMRIPrep takes."""
 
 import json
+from pathlib import Path
 
 import pytest
 from bids.layout import Query
 
+from bsym_bids.config import RunConfig
 from bsym_bids.errors import InputMissingError, NothingSelectedError, UsageError
-from bsym_bids.inputs.selection import Selection, read_filter_file, unknown_label
+from bsym_bids.inputs.selection import (
+    Selection,
+    check_filters,
+    fits,
+    read_filter_file,
+    unknown_label,
+)
 
 RUN = {"sub": "01", "ses": "pre", "task": "rest", "run": "01"}
 
@@ -119,15 +127,127 @@ def test_values_of_filters(tmp_path, given, expected):
     assert type(found) is type(expected)
 
 
-def test_only_the_filters_for_bold_are_read(tmp_path):
+def test_the_filters_of_one_query_are_read(tmp_path):
     # the example of fMRIPrep's documentation
     document = {
         "t1w": {"datatype": "anat", "session": "02", "acquisition": None, "suffix": "T1w"},
         "bold": {"datatype": "func", "session": "02", "suffix": "bold"},
     }
     assert filters_of(tmp_path, document) == document["bold"]
+    path = tmp_path / "filters.json"
+    t1w = read_filter_file(path, "t1w")
+    assert t1w == {**document["t1w"], "acquisition": Query.NONE}
+    assert read_filter_file(path, "dwi") == {}
     del document["bold"]
     assert filters_of(tmp_path, document) == {}
+
+
+def test_a_selection_is_what_the_settings_ask_for(tmp_path):
+    path = tmp_path / "filters.json"
+    path.write_text(json.dumps({q: {"acquisition": q} for q in ("bold", "dwi", "t1w", "t2w")}))
+    config = RunConfig(
+        Path("in"),
+        Path("out"),
+        "participant",
+        participant_label=("01",),
+        session_label=("a",),
+        task_id=("rest",),
+        run_id=("1",),
+    )
+    plain = Selection(("01",), ("a",), ("rest",), ("1",))
+    assert Selection.of(config) == plain
+    assert not plain.has_filters
+    selection = Selection.of(
+        RunConfig(Path("in"), Path("out"), "participant", bids_filter_file=path)
+    )
+    assert selection == Selection(
+        filters={"acquisition": "bold"},
+        dwi_filters={"acquisition": "dwi"},
+        t1w_filters={"acquisition": "t1w"},
+    )
+    assert selection.has_filters
+
+
+SERIES = "sub-01/ses-a/dwi/sub-01_ses-a_acq-x_run-02_dwi.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("filters", "fitting"),
+    [
+        ({}, True),
+        ({"acquisition": "x"}, True),
+        ({"acquisition": "y"}, False),
+        ({"acquisition": ["y", "x"]}, True),
+        ({"session": "a", "run": 2}, True),
+        ({"run": "2"}, True),
+        ({"run": ["02", 3]}, True),
+        ({"run": 3}, False),
+        ({"direction": Query.NONE}, True),
+        ({"direction": Query.ANY}, False),
+        ({"direction": Query.OPTIONAL}, True),
+        ({"direction": ["AP", Query.NONE]}, True),
+        ({"direction": "AP"}, False),
+        ({"acquisition": Query.NONE}, False),
+        ({"acquisition": Query.REQUIRED}, True),
+        ({"suffix": "dwi", "datatype": "dwi", "extension": ".nii.gz"}, True),
+        ({"extension": "nii.gz"}, True),
+        ({"extension": ".nii"}, False),
+        ({"datatype": "anat"}, False),
+    ],
+)
+def test_files_fit_filters_as_pybids_finds_them(tmp_path, filters, fitting):
+    from bids.layout import BIDSLayout
+
+    path = tmp_path / SERIES
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert fits(path, filters) is fitting
+    layout = BIDSLayout(tmp_path, validate=False)
+    assert (layout.get(**filters, return_type="filename") == [str(path)]) is fitting
+
+
+@pytest.mark.parametrize(
+    ("filters", "fitting"),
+    [
+        ({"direction": "AP"}, True),
+        ({"direction": Query.ANY}, True),
+        ({"acquisition": "y"}, False),
+        ({"acquisition": "x", "direction": "AP"}, True),
+        ({"acquisition": Query.NONE}, False),
+    ],
+)
+def test_what_a_name_does_not_state_may_be_let_pass(filters, fitting):
+    assert fits(Path(SERIES), filters, stated_only=True) is fitting
+
+
+def test_filters_go_by_the_entities_of_pybids():
+    check_filters("dwi", {})
+    check_filters("dwi", {"acquisition": "x", "suffix": "dwi", "desc": "preproc"})
+    with pytest.raises(UsageError, match=r"filters for t1w .*'acq'") as caught:
+        check_filters("t1w", {"acq": "x"})
+    assert '"t1w"' in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("sessions", "entities", "taken"),
+    [
+        ((), {"sub": "01"}, True),
+        (("a",), {"ses": "a"}, True),
+        (("a",), {"ses": "b"}, False),
+        (("a",), {"sub": "01"}, False),
+        (("1",), {"ses": "01"}, False),
+    ],
+)
+def test_only_sessions_choose_among_scans(sessions, entities, taken):
+    selection = Selection(sessions=sessions, tasks=["rest"], runs=["7"])
+    assert selection.takes_session(entities) is taken
+
+
+def test_sessions_of_scans_are_known_but_not_their_runs():
+    scans = [{"ses": "late", "run": "2"}]
+    Selection(sessions=["late"]).check_known([RUN], scans)
+    with pytest.raises(NothingSelectedError, match="--run-id 2"):
+        Selection(runs=["2"]).check_known([RUN], scans)
 
 
 @pytest.mark.parametrize(

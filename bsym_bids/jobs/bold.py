@@ -1,27 +1,22 @@
-"""What is to be done for each BOLD run, decided before anything is computed.
-
-The settings that decide a result, the input files and the version of the program give a
-fingerprint. A run whose outputs carry the expected fingerprint is left alone.
-"""
+"""What is to be done for each BOLD run."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsym_bids import __version__
 from bsym_bids.errors import UsageError
-from bsym_bids.outputs.names import RunNames, sidecar_of
-from bsym_bids.outputs.publish import file_identity, fingerprint, is_complete
+from bsym_bids.jobs.base import Job, uri_of
+from bsym_bids.outputs.names import RunNames
+from bsym_bids.outputs.publish import file_identity, fingerprint
 
 if TYPE_CHECKING:
     from bsym_bids.bold.nuisance import NuisanceStrategy
     from bsym_bids.config import RunConfig
-    from bsym_bids.inputs import BoldRun, Plan
+    from bsym_bids.inputs import BoldRun
     from bsym_bids.model.weights import Release
 
 
@@ -92,7 +87,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class RunJob:
+class RunJob(Job):
     """One BOLD run with its settings and output names.
 
     Attributes
@@ -108,6 +103,12 @@ class RunJob:
     run: BoldRun
     names: RunNames
     settings: Settings
+    domain_product = "reconstruction"
+
+    @property
+    def label(self) -> str:
+        """What the run is called in messages and tables."""
+        return self.run.label
 
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:
@@ -119,15 +120,6 @@ class RunJob:
             "timeseries": fingerprint(*common),
             "embedding": fingerprint(*common, self.settings.embedding),
         }
-
-    def is_done(self, group: str) -> bool:
-        """Tell whether a group of outputs is there and up to date."""
-        return is_complete(self.names.group_paths(group), self.fingerprints[group])
-
-    @property
-    def to_do(self) -> tuple[str, ...]:
-        """The groups of outputs that have to be made."""
-        return tuple(group for group in self.fingerprints if not self.is_done(group))
 
     def deviations(self, repetition_time: float) -> list[str] | None:
         """Say how windows with frames so many seconds apart differ from what the model is for."""
@@ -146,14 +138,6 @@ class RunJob:
         kept = own is not None and not needs_resampling(own, wanted)
         return self.deviations(own if kept else wanted) or []
 
-    def model_domain(self) -> str:
-        """Return the verdict in the sidecars on whether the model knows the run; empty if none."""
-        try:
-            sidecar = json.loads(sidecar_of(self.names.path("reconstruction")).read_text("utf-8"))
-            return str(sidecar["ModelDomain"]["Verdict"])
-        except (OSError, ValueError, LookupError, TypeError):
-            return ""
-
     def sources(self) -> dict[str, str]:
         """Return BIDS URIs of the input files by their role."""
         derivatives = self.run.derivatives
@@ -162,39 +146,7 @@ class RunJob:
             "mask": self.run.mask,
             "confounds": self.run.confounds,
         }
-        return {
-            role: f"bids:{derivatives.name}:{_relative(path, derivatives.root)}"
-            for role, path in files.items()
-            if path is not None
-        }
-
-
-def jobs_of(plan: Plan, config: RunConfig, settings: Settings) -> dict[str, list[RunJob]]:
-    """Return the jobs of every participant by label, in the order of the plan."""
-    return {
-        participant.label: [
-            RunJob(
-                run=run,
-                names=RunNames(
-                    output_dir=config.output_dir,
-                    entities=run.entities,
-                    space=run.space,
-                    resolution=run.resolution,
-                    density=run.density,
-                    method=config.parcel_method,
-                ),
-                settings=settings,
-            )
-            for run in participant.bold_runs
-        ]
-        for participant in plan.participants
-    }
-
-
-def in_chunks(labels: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Cut a list of participants into pieces, so that no graph grows without bound."""
-    for start in range(0, len(labels), size):
-        yield labels[start : start + size]
+        return {role: uri_of(path, derivatives) for role, path in files.items() if path is not None}
 
 
 def _without_cutoffs(strategy: NuisanceStrategy) -> dict[str, Any]:
@@ -204,7 +156,3 @@ def _without_cutoffs(strategy: NuisanceStrategy) -> dict[str, Any]:
         for key, value in asdict(strategy).items()
         if key not in ("high_pass", "low_pass")
     }
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

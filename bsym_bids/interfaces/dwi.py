@@ -1,0 +1,324 @@
+"""Interfaces of diffusion processing: prepare, check, place the anatomy, model, track, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import File, TraitedSpec, isdefined, traits
+
+from bsym_bids.interfaces.base import PlainInputSpec, PlainInterface
+from bsym_bids.interfaces.files import load_record, save_record
+
+
+class _ThreadsInputSpec(PlainInputSpec):
+    threads = traits.Int(1, usedefault=True, nohash=True, desc="processes or threads at once")
+
+
+class _PrepareInputSpec(_ThreadsInputSpec):
+    scan = traits.Any(mandatory=True, desc="the scan's input files")
+    identity = traits.Any(desc="state of the input files, so that changes are seen")
+
+
+class _DwiOutputSpec(TraitedSpec):
+    dwi = File(exists=True, desc="the prepared series")
+
+
+class PrepareDwi(PlainInterface):
+    """Bring a diffusion series into a shape that can be modelled."""
+
+    input_spec = _PrepareInputSpec
+    output_spec = _DwiOutputSpec
+
+    def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.dwi.preprocessing import prepare_dwi
+
+        dwi = prepare_dwi(self.inputs.scan, folder, threads=self.inputs.threads)
+        return {"dwi": save_record(dwi, folder / "dwi.npz")}
+
+
+class _OrientInputSpec(_ThreadsInputSpec):
+    dwi = File(exists=True, mandatory=True, desc="the prepared series")
+    mode = traits.Enum("correct", "warn", "off", usedefault=True, desc="what to do about a flip")
+
+
+class CheckOrientation(PlainInterface):
+    """Check the gradients for exchanged and inverted axes."""
+
+    input_spec = _OrientInputSpec
+    output_spec = _DwiOutputSpec
+
+    def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.dwi.orientation import check_orientation
+        from bsym_bids.dwi.records import PreparedDwi
+
+        inputs = self.inputs
+        dwi = check_orientation(
+            load_record(PreparedDwi, inputs.dwi), folder, mode=inputs.mode, threads=inputs.threads
+        )
+        return {"dwi": save_record(dwi, folder / "dwi.npz")}
+
+
+class _AnatomyInputSpec(_ThreadsInputSpec):
+    anatomy = traits.Any(desc="the participant's anatomical files; undefined for none")
+    identity = traits.Any(desc="state of the input files, so that changes are seen")
+
+
+class _AnatomyOutputSpec(TraitedSpec):
+    anatomy = File(exists=True, desc="the prepared anatomy")
+
+
+class PrepareAnatomy(PlainInterface):
+    """Bring atlas and tissues into the space of the T1-weighted image."""
+
+    input_spec = _AnatomyInputSpec
+    output_spec = _AnatomyOutputSpec
+
+    def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.dwi.anatomy import prepare_anatomy
+
+        anatomy = self.inputs.anatomy if isdefined(self.inputs.anatomy) else None
+        prepared = prepare_anatomy(anatomy, folder, threads=self.inputs.threads)
+        return {"anatomy": save_record(prepared, folder / "anatomy.npz")}
+
+
+class _PlaceInputSpec(_ThreadsInputSpec):
+    dwi = File(exists=True, mandatory=True, desc="the prepared series")
+    anatomy = File(exists=True, mandatory=True, desc="the prepared anatomy")
+    same_space = traits.Bool(False, usedefault=True, desc="whether they lie on each other already")
+
+
+class _PlaceOutputSpec(TraitedSpec):
+    placed = File(exists=True, desc="atlas and tissues in the space of the series")
+
+
+class PlaceAnatomy(PlainInterface):
+    """Register the anatomy to the diffusion series."""
+
+    input_spec = _PlaceInputSpec
+    output_spec = _PlaceOutputSpec
+
+    def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.dwi.anatomy import place_anatomy
+        from bsym_bids.dwi.records import PreparedAnatomy, PreparedDwi
+
+        inputs = self.inputs
+        placed = place_anatomy(
+            load_record(PreparedDwi, inputs.dwi),
+            load_record(PreparedAnatomy, inputs.anatomy),
+            folder,
+            same_space=inputs.same_space,
+            threads=inputs.threads,
+        )
+        return {"placed": save_record(placed, folder / "placed.npz")}
+
+
+class _EngineInputSpec(_ThreadsInputSpec):
+    engine = traits.Any(mandatory=True, desc="what tracks")
+    preset = traits.Any(mandatory=True, desc="its parameters")
+    seed = traits.Int(0, usedefault=True, desc="seed of everything random")
+    placed = File(exists=True, mandatory=True, desc="atlas and tissues")
+
+
+class _FitInputSpec(_EngineInputSpec):
+    dwi = File(exists=True, mandatory=True, desc="the prepared series")
+
+
+class _FitOutputSpec(TraitedSpec):
+    model = File(exists=True, desc="fibre orientations")
+
+
+class FitOrientations(PlainInterface):
+    """Estimate fibre orientations."""
+
+    input_spec = _FitInputSpec
+    output_spec = _FitOutputSpec
+
+    def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.dwi.records import PlacedAnatomy, PreparedDwi
+
+        inputs = self.inputs
+        model = inputs.engine.fit(
+            load_record(PreparedDwi, inputs.dwi),
+            load_record(PlacedAnatomy, inputs.placed),
+            inputs.preset,
+            folder,
+            threads=inputs.threads,
+            seed=inputs.seed,
+        )
+        return {"model": save_record(model, folder / "model.npz")}
+
+
+class _SampleInputSpec(_EngineInputSpec):
+    model = File(exists=True, mandatory=True, desc="fibre orientations")
+    rule = traits.Any(mandatory=True, desc="how many streamlines")
+    tractogram = traits.Str(desc="format in which streamlines are kept: tck or trx")
+
+
+class _SampleOutputSpec(TraitedSpec):
+    connectome = File(exists=True, desc="edges and how they were found")
+    tractogram = File(desc="the streamlines, where they are kept")
+
+
+class SampleConnectome(PlainInterface):
+    """Track until the connectome is reliable."""
+
+    input_spec = _SampleInputSpec
+    output_spec = _SampleOutputSpec
+
+    def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.dwi.records import FittedModel, PlacedAnatomy
+        from bsym_bids.dwi.sampling import sample_connectome
+
+        inputs = self.inputs
+        kept = folder / f"tractogram.{inputs.tractogram}" if isdefined(inputs.tractogram) else None
+        connectome = sample_connectome(
+            inputs.engine,
+            load_record(FittedModel, inputs.model),
+            load_record(PlacedAnatomy, inputs.placed),
+            inputs.preset,
+            folder,
+            rule=inputs.rule,
+            seed=inputs.seed,
+            processes=inputs.threads,
+            tractogram=kept,
+        )
+        results = {"connectome": save_record(connectome, folder / "connectome.npz")}
+        return results | ({"tractogram": str(kept)} if kept else {})
+
+
+class _WriteInputSpec(PlainInputSpec):
+    job = traits.Any(mandatory=True, desc="the scan with its settings and output names")
+    connectome = File(exists=True, mandatory=True, desc="edges and how they were found")
+
+
+class _WriteConnectomeInputSpec(_WriteInputSpec):
+    dwi = File(exists=True, mandatory=True, desc="the prepared series")
+    placed = File(exists=True, mandatory=True, desc="atlas and tissues")
+    model = File(exists=True, mandatory=True, desc="fibre orientations")
+    tractogram = File(desc="the streamlines, where they are kept")
+
+
+class _WriteOutputSpec(TraitedSpec):
+    out_files = traits.List(traits.Str, desc="files written")
+
+
+class WriteConnectome(PlainInterface):
+    """Publish the connectome, its quality, and the atlas in the person's space."""
+
+    input_spec = _WriteConnectomeInputSpec
+    output_spec = _WriteOutputSpec
+
+    def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.dwi.connectome import Connectome
+        from bsym_bids.dwi.records import FittedModel, PlacedAnatomy, PreparedDwi
+        from bsym_bids.outputs.connectome import write_connectome
+
+        inputs = self.inputs
+        written = write_connectome(
+            inputs.job,
+            load_record(PreparedDwi, inputs.dwi),
+            load_record(PlacedAnatomy, inputs.placed),
+            load_record(FittedModel, inputs.model),
+            load_record(Connectome, inputs.connectome),
+            Path(inputs.tractogram) if isdefined(inputs.tractogram) else None,
+        )
+        return {"out_files": [str(path) for path in written]}
+
+
+class _EmbedInputSpec(_ThreadsInputSpec):
+    release = traits.Any(mandatory=True, desc="the model release")
+    convention = traits.Any(mandatory=True, desc="what is made of counts")
+    seed = traits.Int(0, usedefault=True, desc="seed of random weights and folds")
+    connectome = File(exists=True, mandatory=True, desc="edges and how they were found")
+
+
+class _EmbedOutputSpec(TraitedSpec):
+    given = File(exists=True, desc="what the model got")
+    embedding = File(exists=True, desc="what it said")
+
+
+class EmbedConnectome(PlainInterface):
+    """Embed a connectome and score the prediction of its edges."""
+
+    input_spec = _EmbedInputSpec
+    output_spec = _EmbedOutputSpec
+
+    def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.dwi.connectome import Connectome
+        from bsym_bids.model.structural_embedding import (
+            connectome_input,
+            embed_connectome,
+            expected_streamlines,
+            group_input,
+        )
+        from bsym_bids.model.weights import load_model
+
+        inputs = self.inputs
+        connectome = load_record(Connectome, inputs.connectome)
+        given = connectome_input(
+            connectome.counts,
+            connectome.roi_volumes,
+            inputs.convention,
+            expected_streamlines(inputs.release.card),
+        )
+        embedding = embed_connectome(
+            load_model(inputs.release, seed=inputs.seed),
+            given,
+            seed=inputs.seed,
+            group=group_input(inputs.convention),
+            threads=inputs.threads,
+        )
+        return {
+            "given": save_record(given, folder / "given.npz"),
+            "embedding": save_record(embedding, folder / "embedding.npz"),
+        }
+
+
+class _WriteStructuralInputSpec(PlainInputSpec):
+    job = traits.Any(mandatory=True, desc="the scan with its settings and output names")
+    given = File(exists=True, mandatory=True, desc="what the model got")
+    embedding = File(exists=True, mandatory=True, desc="what it said")
+    after = traits.Any(desc="outputs that must have been written before")
+
+
+class WriteStructural(PlainInterface):
+    """Publish the structural embedding of a scan."""
+
+    input_spec = _WriteStructuralInputSpec
+    output_spec = _WriteOutputSpec
+
+    def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.model.structural_embedding import ConnectomeInput, StructuralEmbedding
+        from bsym_bids.outputs.structural import write_structural
+
+        inputs = self.inputs
+        written = write_structural(
+            inputs.job,
+            load_record(ConnectomeInput, inputs.given),
+            load_record(StructuralEmbedding, inputs.embedding),
+        )
+        return {"out_files": [str(path) for path in written]}
+
+
+class _FuseInputSpec(PlainInputSpec):
+    job = traits.Any(mandatory=True, desc="the run and the scan with their output names")
+    functional = traits.Any(desc="outputs that must have been written before")
+    structural = traits.Any(desc="outputs that must have been written before")
+
+
+class FuseEmbeddings(PlainInterface):
+    """Read the embeddings of a run and a scan, and publish the fused one."""
+
+    input_spec = _FuseInputSpec
+    output_spec = _WriteOutputSpec
+
+    def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.model.structural_embedding import fuse
+        from bsym_bids.model.weights import load_model
+        from bsym_bids.outputs.structural import read_embeddings, write_fused
+
+        job = self.inputs.job
+        model = load_model(job.settings.release)
+        written = write_fused(job, fuse(model, *read_embeddings(job)))
+        return {"out_files": [str(path) for path in written]}

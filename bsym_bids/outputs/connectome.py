@@ -1,0 +1,223 @@
+"""What is written of a diffusion scan: edges, ROIs, sampling, quality, images, streamlines."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsym_bids import atlas
+from bsym_bids.dwi.connectome import SEARCH_RADIUS, Connectome
+from bsym_bids.dwi.records import FittedModel, PlacedAnatomy, PreparedDwi
+from bsym_bids.jobs import ScanJob
+from bsym_bids.outputs.publish import OutputFile, publish
+from bsym_bids.outputs.sidecars import NODE_COLUMN, ROI_COLUMNS, columns, scan_sidecar
+from bsym_bids.outputs.tables import Content, Matrix, Table
+
+_MEASURES = {
+    "count": ("number of streamlines", ""),
+    "sift2": ("fibre bundle capacity: sum of SIFT2 weights times mu", "mm2 of fibre, arbitrary"),
+    "invnodevol": ("streamlines divided by the mean volume of the two ROIs", "1/mm3"),
+    "meanlength": ("mean length of streamlines", "mm"),
+    "meanfa": ("mean over streamlines of the mean fractional anisotropy along each", ""),
+}
+_ROI_COLUMNS = {
+    "volume": ("Volume of the ROI in the person's space", "mm3"),
+    "streamlines": "Streamlines with an end in the ROI and the other one in any ROI",
+    "present": "Whether the ROI has a voxel in the person's space",
+}
+_SAMPLING_COLUMNS = {
+    "streamlines": "Streamlines that were tracked by then",
+    "reliability": "Correlation of counts to expect with an independent repeat of the same size",
+}
+_SCAN_COLUMNS = {
+    "streamlines": "Streamlines that were tracked",
+    "assigned": "Streamlines with an ROI at both ends",
+    "assigned_share": "Share of streamlines with an ROI at both ends",
+    "sampling_reliability": "Reliability after the last batch, as in the table of sampling",
+    "density": "Share of the pairs of present ROIs that have a streamline",
+    "absent_rois": "ROIs without a voxel in the person's space",
+    "rois_without_streamlines": "ROIs that are present, but that no streamline ends in",
+    "mean_length": ("Mean length of the streamlines between ROIs", "mm"),
+}
+
+
+def write_connectome(
+    job: ScanJob,
+    dwi: PreparedDwi,
+    placed: PlacedAnatomy,
+    model: FittedModel,
+    connectome: Connectome,
+    tractogram: Path | None,
+) -> tuple[Path, ...]:
+    """Publish the connectome of one diffusion scan.
+
+    Parameters
+    ----------
+    job : ScanJob
+        The scan with its settings and output names.
+    dwi, placed, model : PreparedDwi, PlacedAnatomy, FittedModel
+        What the steps before found; notes and details go into the sidecars.
+    connectome : Connectome
+        The edges.
+    tractogram : Path, optional
+        The streamlines, where they are kept.
+
+    Returns
+    -------
+    tuple of Path
+        The data files.
+    """
+    names = atlas.roi_names()
+    matrices = {
+        "count": connectome.counts,
+        "sift2": connectome.sift2,
+        "invnodevol": connectome.counts_per_volume(),
+        "meanlength": connectome.meanlength,
+        "meanfa": connectome.meanfa,
+    }
+    contents: dict[str, Content] = {
+        key: Matrix(values, names, rows=names)
+        for key, values in matrices.items()
+        if values is not None
+    }
+    contents |= {
+        "rois": _roi_table(connectome),
+        "sampling": Matrix(connectome.curve, list(_SAMPLING_COLUMNS)),
+        "scan_quality": Table({key: [value] for key, value in _quality(connectome).items()}),
+        "labels": FileCopy(Path(placed.labels)),
+        "reference": FileCopy(Path(dwi.b0)),
+    }
+    if tractogram is not None:
+        contents["tractogram"] = FileCopy(tractogram)
+    details = _details(job, dwi, placed, model, connectome)
+    outputs = [
+        OutputFile(job.names.path(key), content, details[key]) for key, content in contents.items()
+    ]
+    stale = list(job.names.possible_paths("connectome"))
+    if "structural" in job.fingerprints and not job.is_done("structural"):
+        stale += job.names.possible_paths("structural")
+    publish(outputs, job.fingerprints["connectome"], stale)
+    return tuple(output.path for output in outputs)
+
+
+@dataclass(frozen=True)
+class FileCopy:
+    """A file that is there already; a NIfTI image is compressed where its name says so.
+
+    Attributes
+    ----------
+    source : Path
+        What to copy.
+    """
+
+    source: Path
+
+    def write(self, path: Path) -> None:
+        """Write the content to ``path``."""
+        import nibabel as nib
+
+        if not path.name.removesuffix(".part").endswith(".gz") or self.source.suffix == ".gz":
+            shutil.copyfile(self.source, path)
+            return
+        image = nib.load(self.source)
+        with path.open("wb") as file:
+            file.write(_compressed(image.to_bytes()))
+
+
+def _compressed(data: bytes) -> bytes:
+    """Compress without a time stamp, so that equal data give equal files."""
+    import gzip
+
+    return gzip.compress(data, compresslevel=6, mtime=0)
+
+
+def _roi_table(connectome: Connectome) -> Table:
+    return Table(
+        {
+            "name": atlas.roi_names(),
+            "network": atlas.networks(),
+            "volume": connectome.roi_volumes,
+            "streamlines": connectome.roi_streamlines,
+            "present": connectome.roi_volumes > 0,
+        }
+    )
+
+
+def _quality(connectome: Connectome) -> dict[str, Any]:
+    """Return the row of `_SCAN_COLUMNS`."""
+    present = connectome.roi_volumes > 0
+    pairs = np.triu(present & present[:, None], k=1)
+    counts = np.where(pairs, connectome.counts, 0)
+    row = {
+        "streamlines": connectome.n_streamlines,
+        "assigned": connectome.n_assigned,
+        "assigned_share": connectome.n_assigned / max(1, connectome.n_streamlines),
+        "sampling_reliability": connectome.sampling_reliability,
+        "density": float((counts > 0).sum() / max(1, pairs.sum())),
+        "absent_rois": int((~present).sum()),
+        "rois_without_streamlines": int((present & (connectome.roi_streamlines == 0)).sum()),
+        "mean_length": _weighted_mean(connectome.meanlength, counts),
+    }
+    return {name: row[name] for name in _SCAN_COLUMNS}
+
+
+def _weighted_mean(values: NDArray[np.floating], weights: NDArray[np.floating]) -> float:
+    used = weights > 0
+    return float(np.average(values[used], weights=weights[used])) if used.any() else float("nan")
+
+
+def _details(
+    job: ScanJob,
+    dwi: PreparedDwi,
+    placed: PlacedAnatomy,
+    model: FittedModel,
+    connectome: Connectome,
+) -> dict[str, dict[str, Any]]:
+    """Return the sidecar of each product."""
+    names = job.names
+    series = job.sources()
+    counted = [names.uri("labels"), *series]
+    sources = {
+        **{key: counted for key in _MEASURES},
+        "rois": counted,
+        "sampling": counted,
+        "scan_quality": counted,
+        "labels": series,
+        "reference": series,
+        "tractogram": series,
+    }
+    common = _how_it_was_made(dwi, placed, model, connectome)
+    sidecars = {key: scan_sidecar(job, key, uris) | common for key, uris in sources.items()}
+    for key, (measure, units) in _MEASURES.items():
+        sidecars[key] |= {"Measure": measure, "Directed": False, "Weighted": True}
+        sidecars[key] |= ({"Units": units} if units else {}) | columns(NODE_COLUMN)
+    sidecars["rois"] |= columns(ROI_COLUMNS | _ROI_COLUMNS)
+    sidecars["sampling"] |= columns(_SAMPLING_COLUMNS)
+    sidecars["scan_quality"] |= columns(_SCAN_COLUMNS)
+    sidecars["reference"]["SkullStripped"] = False
+    return sidecars
+
+
+def _how_it_was_made(
+    dwi: PreparedDwi, placed: PlacedAnatomy, model: FittedModel, connectome: Connectome
+) -> Mapping[str, Any]:
+    """Return what every sidecar says of the steps that led there."""
+    missing = np.array(atlas.roi_names())[connectome.roi_volumes <= 0].tolist()
+    return {
+        "Preprocessing": dict(dwi.details),
+        "Anatomy": dict(placed.details),
+        "FibreOrientations": dict(model.details),
+        "Tracking": dict(connectome.details),
+        "Streamlines": connectome.n_streamlines,
+        "SamplingReliability": connectome.sampling_reliability,
+        "AssignmentRadius": SEARCH_RADIUS,
+        "MissingROIs": missing,
+        "MissingROIRule": "no voxel in the person's space: n/a",
+        "Notes": [*dwi.notes, *placed.notes, *model.notes, *connectome.notes],
+    }
