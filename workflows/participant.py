@@ -105,7 +105,9 @@ def run_participant_level(config: RunConfig) -> int:
             return 0
         release = fetch_release(model)
     settings = Settings.of(config, strategy, release)
-    plan, scan_settings = _scan_settings(plan, config, release)
+    scan_settings = None
+    if not config.dry_run:  # what an engine would give is not known without it
+        plan, scan_settings = _scan_settings(plan, config, release)
     jobs = jobs_of(plan, config, settings, scan_settings)
     if config.dry_run:
         print_plan(plan, jobs)
