@@ -11,7 +11,6 @@ renamed, under a fingerprint of all that decides them: a run that was killed goe
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -29,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +54,10 @@ from bsym_bids.dwi.tracks import (
 from bsym_bids.errors import BadDataError, BsymError, OutputIOError
 from bsym_bids.outputs.publish import explained, file_identity, fingerprint
 
+if TYPE_CHECKING:
+    from bsym_bids.dwi.engines import Engine
+    from bsym_bids.dwi.presets import Preset
+
 _STATE_VERSION = 1  # of what is in the folder of batches
 _BYTES_PER_STREAMLINE = 2000  # until a batch tells: 80 mm in steps of 0.5 mm
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -62,34 +65,6 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Fields of a header that differ between batches or tell of the machine.
 _PASSING_FIELDS = frozenset({"timestamp", "command_history", "total_count", "prng_seed"})
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-
-
-class Tracker(Protocol):
-    """What sampling needs of an engine; it is pickled for the processes that track.
-
-    Attributes
-    ----------
-    name, version : str
-        Which engine it is.
-    has_weights : bool
-        Whether `streamline_weights` returns weights; tracks are then kept for it.
-    """
-
-    name: str
-    version: str
-    has_weights: bool
-
-    def track(
-        self, model: FittedModel, preset: Any, n_streamlines: int, seed: int, out: Path
-    ) -> Path:
-        """Track exactly ``n_streamlines`` on one thread to a ``.tck`` file in mm."""
-        ...
-
-    def streamline_weights(
-        self, model: FittedModel, tracks: Path, work: Path
-    ) -> NDArray[np.float32] | None:
-        """Return the SIFT2 weights (n,) of streamlines times mu."""
-        ...
 
 
 def batch_seeds(seed: int) -> Iterator[int]:
@@ -109,9 +84,9 @@ def batch_seeds(seed: int) -> Iterator[int]:
 class Task:
     """What a process needs to track batches; pickled once for each."""
 
-    engine: Tracker
+    engine: Engine
     model: FittedModel
-    preset: Any
+    preset: Preset
     labels: str
     folder: str
     keeps_tracks: bool
@@ -143,14 +118,13 @@ def fingerprint_of(task: Task, labels: Image, sizes: Sequence[int], seed: int) -
     those of a longer run.
     """
     content = hashlib.sha256(np.ascontiguousarray(labels.values)).hexdigest()
-    preset = task.preset
     return fingerprint(
         _STATE_VERSION,
         bsym_bids.__version__,
         [task.engine.name, task.engine.version, task.model.engine, task.model.version],
         {role: file_identity(Path(file)) for role, file in task.model.files.items()},
         file_identity(Path(task.model.fa)),
-        dataclasses.asdict(preset) if dataclasses.is_dataclass(preset) else vars(preset),
+        task.preset.parameters(task.engine.name),
         [content, labels.affine.tolist()],
         sizes[0] if sizes[0] == sizes[-1] else list(sizes),
         seed,

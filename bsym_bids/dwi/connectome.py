@@ -477,5 +477,5 @@ def _packaged_atlas() -> tuple[NDArray[np.integer], NDArray[np.float64]]:
 
 
 def _listed(names: NDArray[np.str_]) -> str:
-    shown = ", ".join(names[:_NAMES_AT_MOST])
-    return shown if len(names) <= _NAMES_AT_MOST else f"{shown}, ..."
+    shown, more = ", ".join(names[:_NAMES_AT_MOST]), len(names) - _NAMES_AT_MOST
+    return shown if more <= 0 else f"{shown} and {more} more"

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids.atlas import roi_names
-from bsym_bids.dwi.batches import BatchStore, Task, Tracker, fingerprint_of, finished_batches
+from bsym_bids.dwi.batches import BatchStore, Task, fingerprint_of, finished_batches
 from bsym_bids.dwi.connectome import (
     SEARCH_RADIUS,
     Connectome,
@@ -39,6 +39,10 @@ from bsym_bids.dwi.records import FittedModel, PlacedAnatomy
 from bsym_bids.dwi.tracks import tck_to_trx
 from bsym_bids.errors import BadDataError, UsageError
 from bsym_bids.outputs.publish import explained
+
+if TYPE_CHECKING:
+    from bsym_bids.dwi.engines import Engine
+    from bsym_bids.dwi.presets import Preset
 
 #: A correlation is not estimated from less.
 MIN_BATCHES, MIN_ASSIGNED = 2, 10
@@ -129,10 +133,10 @@ def streamlines_needed(n_streamlines: int, reached: float, wanted: float) -> flo
 
 
 def sample_connectome(
-    engine: Tracker,
+    engine: Engine,
     model: FittedModel,
     placed: PlacedAnatomy,
-    preset: Any,
+    preset: Preset,
     work: Path,
     *,
     rule: SamplingRule,
@@ -144,14 +148,14 @@ def sample_connectome(
 
     Parameters
     ----------
-    engine : Tracker
+    engine : Engine
         What tracks.
     model : FittedModel
         Fibre orientations, and FA.
     placed : PlacedAnatomy
         The label image.
     preset : Preset
-        Parameters of the engine, and ``batch_size``.
+        Parameters of the engine, the size of batches, and whether SIFT2 is wanted.
     work : Path
         Folder for work files; a subfolder ``sampling`` is made, and removed at the end.
     rule : SamplingRule
@@ -183,13 +187,14 @@ def sample_connectome(
         raise UsageError(f"{tractogram}: a tractogram ends in {' or '.join(TRACTOGRAM_SUFFIXES)}")
     started = time.monotonic()
     labels, fa = read_labels(Path(placed.labels)), read_fa(Path(model.fa))
+    has_weights = engine.has_weights and preset.sift2
     task = Task(
         engine,
         model,
         preset,
         placed.labels,
         str(work.absolute() / "sampling"),
-        keeps_tracks=engine.has_weights or tractogram is not None,
+        keeps_tracks=has_weights or tractogram is not None,
     )
     sizes = rule.batch_sizes(preset.batch_size)
     store = BatchStore(task, fingerprint_of(task, labels, sizes, seed))
@@ -199,7 +204,7 @@ def sample_connectome(
     seconds = {"Sampling": time.monotonic() - started, **sample.seconds}
 
     sift2 = weights = None
-    if engine.has_weights:
+    if has_weights:
         clock = time.monotonic()
         weights = _checked_weights(engine, model, store, sample.edges.n_streamlines)
         if weights is not None:
@@ -213,7 +218,7 @@ def sample_connectome(
     store.remove()
     seconds["Total"] = time.monotonic() - started
     return dataclasses.replace(
-        connectome, seconds={name: round(value, 3) for name, value in seconds.items()}
+        connectome, seconds={name: round(float(value), 3) for name, value in seconds.items()}
     )
 
 
@@ -264,7 +269,7 @@ def _sample(
 
 
 def _checked_weights(
-    engine: Tracker, model: FittedModel, store: BatchStore, n_streamlines: int
+    engine: Engine, model: FittedModel, store: BatchStore, n_streamlines: int
 ) -> NDArray[np.float32] | None:
     folder = store.folder / "weights"
     folder.mkdir(exist_ok=True)
@@ -302,7 +307,7 @@ def _describe(
     volumes: NDArray[np.float64],
     sift2: NDArray[np.float64] | None,
     rule: SamplingRule,
-    preset: Any,
+    preset: Preset,
     seed: int,
 ) -> Connectome:
     edges = sample.edges

@@ -42,8 +42,8 @@ MULTI_SHELL = ((0.0, 5), (1000.0, 25), (2000.0, 40))
 SINGLE_SHELL = ((0.0, 3), (1000.0, 45))
 
 _STREAMLINES = {"easy": 60, "hard": 12}  # fibres that are drawn from each bundle
-_AREAS_MM2 = {"easy": (60.0, 450.0), "hard": (3.0, 60.0)}
-_DENSITIES = {"easy": (0.75, 0.95), "hard": (0.5, 0.75)}
+_AREAS_MM2 = {"easy": (30.0, 250.0), "hard": (3.0, 60.0)}
+_DENSITIES = {"easy": (0.6, 0.9), "hard": (0.5, 0.75)}
 _BACKGROUND = {
     "easy": physics.Background(aligned=0.1, dispersed=0.2),
     "hard": physics.Background(aligned=0.4, dispersed=0.6),
@@ -170,7 +170,7 @@ def make_phantom(
     voxel_mm : float
         Voxel size of the series.
     n_bundles : int, optional
-        24 by default in the easy variant, 2,400 in the hard one.
+        20 by default in the easy variant, 2,400 in the hard one.
     rois : sequence of int, optional
         ROI indices (1 to 450) among which bundles may run; all by default.
     shells : sequence of (float, int)
@@ -217,9 +217,9 @@ def make_phantom(
     t1w, t1w_bias = anatomy.t1w_image(tissues, t1w_mm, draw["t1w"])
     substrate = _substrate(head)
     if variant == "easy":
-        bundles = _separate_bundles(substrate, n_bundles or 24, rois, draw["bundles"])
+        bundles = _separate_bundles(substrate, n_bundles or 20, rois, draw["bundles"])
     else:
-        bundles = _many_bundles(substrate, n_bundles or 2400, rois, draw["bundles"])
+        bundles = _many_bundles(substrate, n_bundles or 2000, rois, draw["bundles"])
 
     dwi_from_t1w = _moved_head(head, rotation)
     shape, affine = _grid_of_series(head, dwi_from_t1w, voxel_mm, determinant, oblique)
@@ -279,65 +279,76 @@ def _separate_bundles(
 ) -> list[Bundle]:
     """Draw bundles one after the other, each with little of its course beside earlier ones."""
     router = fibres.Router(substrate)
-    allowed = _allowed(substrate, rois)
+    uses: dict[int, int] = dict.fromkeys(_allowed(substrate, rois), 0)
     bundles: list[Bundle] = []
-    uses: dict[int, int] = dict.fromkeys(allowed, 0)
-    low, high = _AREAS_MM2["easy"]
-    for _ in range(20 * count):
-        if len(bundles) == count:
-            return bundles
-        fresh = [roi for roi in allowed if uses[roi] == 0]
-        first = int(rng.choice(fresh if fresh else allowed))
-        area = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    for area in np.geomspace(*_AREAS_MM2["easy"], count)[::-1]:  # thick ones while there is room
         density = float(rng.uniform(*_DENSITIES["easy"]))
-        route = _free_route(router, first, area, uses, bundles, rng)
-        if route is None:
-            continue
-        rois_of_it = (first, route[0])
+        bundle = _separate_bundle(router, float(area), density, uses, bundles, rng)
+        if bundle is None:
+            raise UsageError(
+                f"no room for {count} separate bundles, only for {len(bundles)}",
+                hint="ask for fewer, or allow more ROIs",
+            )
+        bundles.append(bundle)
+        for roi in bundle.rois:
+            uses[roi] += 1
+    return bundles
+
+
+def _separate_bundle(
+    router: fibres.Router,
+    area: float,
+    density: float,
+    uses: Mapping[int, int],
+    bundles: Sequence[Bundle],
+    rng: np.random.Generator,
+) -> Bundle | None:
+    """Draw one bundle: of some forty routes the one with most room that can carry it."""
+    for rois, route in _roomy_routes(router, area, uses, bundles, rng):
         bundle = fibres.make_bundle(
-            substrate,
-            rois_of_it,
-            route[1],
+            router.substrate,
+            rois,
+            route,
             area,
             density,
             _STREAMLINES["easy"],
             rng,
             most_dense=_MOST_DENSE,
         )
-        if bundle is not None:
-            bundles.append(bundle)
-            for roi in rois_of_it:
-                uses[roi] += 1
-    raise UsageError(
-        f"no room for {count} separate bundles, only for {len(bundles)}",
-        hint="ask for fewer, or allow more ROIs",
-    )
+        if bundle is not None and bundle.capacity_mm2 > 0.5 * area * density:
+            return bundle
+    return None
 
 
-def _free_route(
+def _roomy_routes(
     router: fibres.Router,
-    first: int,
     area: float,
     uses: Mapping[int, int],
     bundles: Sequence[Bundle],
     rng: np.random.Generator,
-) -> tuple[int, NDArray[np.float64]] | None:
-    """Return the freest route of eight from an ROI, and where it goes; None if none is free."""
-    taken = {b.rois for b in bundles} | {b.rois[::-1] for b in bundles}
-    others = [roi for roi in uses if roi != first and uses[roi] < 2 and (first, roi) not in taken]
+) -> list[tuple[tuple[int, int], NDArray[np.float64]]]:
+    """Return routes between ROIs of which at least one is unused, the one with most room first."""
     radius = fibres.radius_of(area)
     courses = [(b.route, fibres.radius_of(b.area_mm2)) for b in bundles]
-    best, found = 0.2, None
-    for second in rng.permutation(others)[:8]:
-        route = router.route(first, int(second))
-        if route is None or not 30 <= len(route) <= 160:
-            continue
-        if fibres.tightest_bend_mm(route) < 6:
-            continue
-        shared = fibres.shared_course(route, radius, courses)
-        if shared < best:
-            best, found = shared, (int(second), route)
-    return found
+    taken = {frozenset(bundle.rois) for bundle in bundles}
+    found = []
+    for first in rng.permutation([roi for roi in uses if uses[roi] == 0])[:4].tolist():
+        away = router.substrate.port_distances(first)
+        others = [
+            roi
+            for roi in uses
+            if uses[roi] < 2 and 25 < away[roi] < 80 and frozenset((first, roi)) not in taken
+        ]
+        for second in rng.permutation(others)[:10].tolist():
+            route = router.route(first, second)
+            if route is None or not 30 <= len(route) <= 100:
+                continue
+            narrow = fibres.narrowness(router.substrate, route)
+            if narrow > 0.5 or fibres.tightest_bend_mm(route) < 8:
+                continue
+            tight = fibres.crowding(route, radius, courses) + narrow / 3
+            found.append((tight, (first, second), route))
+    return [candidate[1:] for candidate in sorted(found, key=lambda candidate: candidate[0])]
 
 
 def _many_bundles(

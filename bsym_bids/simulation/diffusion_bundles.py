@@ -41,7 +41,8 @@ GRID_MM = 2.0
 
 _REACH = 1.5  # of the conductivity, in radii
 _FAN_MM = 18.0  # length over which a bundle widens into its ROI
-_FAN = 1.8  # how much wider the conductivity is there
+_FAN = 1.8  # how much wider it is there,
+_FAN_RADIUS_MM = 9.0  # but not wider than an ROI
 _STEP_MM = 1.0
 _MAX_LENGTH_MM = 300.0
 _MIN_RADIUS_MM = 2.0  # of the conductivity: thinner ones fall between the voxels
@@ -67,6 +68,11 @@ class Substrate:
         """The largest connected piece of white matter."""
         pieces, _ = ndimage.label(self.tissues.white > 0.5)
         return pieces == np.argmax(np.bincount(pieces.ravel())[1:]) + 1
+
+    @cached_property
+    def solid(self) -> NDArray[np.bool_]:
+        """`white` without the voxels at its border."""
+        return ndimage.binary_erosion(self.white)
 
     @cached_property
     def nodes(self) -> NDArray[np.int64]:
@@ -138,6 +144,14 @@ class Substrate:
             distance = ((self.points[border] - middle) ** 2).sum(axis=1)
             found[int(label)] = int(border[np.argmin(distance)])
         return found
+
+    def port_distances(self, roi: int) -> dict[int, float]:
+        """Return the distance in mm from the port of an ROI to those of all, by ROI index."""
+        here = self.points[self.ports[roi]]
+        return {
+            other: float(np.linalg.norm(self.points[node] - here))
+            for other, node in self.ports.items()
+        }
 
     def _beside(
         self, offset: NDArray[np.int64], grey: NDArray[np.int16]
@@ -290,10 +304,20 @@ def tightest_bend_mm(route: NDArray[np.float64]) -> float:
     return float(span / max(angle, 1e-6))
 
 
-def shared_course(
+def narrowness(substrate: Substrate, route: NDArray[np.float64]) -> float:
+    """Return the share of a route, without its ends, that is not in the middle of white matter.
+
+    That is where one of the six voxels around it is less than half white.
+    """
+    inner = route[len(route) // 8 : -(len(route) // 8)]
+    voxels = np.rint(apply_affine(np.linalg.inv(substrate.affine), inner)).astype(int)
+    return float(1 - substrate.solid[tuple(voxels.T)].mean())
+
+
+def crowding(
     route: NDArray[np.float64], radius: float, others: Sequence[tuple[NDArray[np.float64], float]]
 ) -> float:
-    """Return the share of a route along which it runs beside others, in parallel.
+    """Return how much of its course a bundle would share with others.
 
     Parameters
     ----------
@@ -302,14 +326,15 @@ def shared_course(
     radius : float
         In mm.
     others : sequence of (route, radius)
-        The others. Crossing at more than 45 degrees is not running in parallel.
+        The others.
 
     Returns
     -------
     float
-        0 to 1.
+        Share of the route, 0 to 1, that is within both radii of another; crossing at more than 45
+        degrees, which can be told apart, counts a third.
     """
-    touched = np.zeros(len(route), dtype=bool)
+    shared = np.zeros(len(route))
     along = _tangents(route)
     for other, other_radius in others:
         distance, nearest = cKDTree(other).query(
@@ -317,8 +342,9 @@ def shared_course(
         )
         close = np.isfinite(distance)
         cosine = np.abs((along[close] * _tangents(other)[nearest[close]]).sum(axis=1))
-        touched[np.flatnonzero(close)[cosine > np.cos(np.pi / 4)]] = True
-    return float(touched.mean())
+        cost = np.where(cosine > np.cos(np.pi / 4), 1, 1 / 3)
+        shared[close] = np.maximum(shared[close], cost)
+    return float(shared.mean())
 
 
 def _tangents(route: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -395,8 +421,8 @@ def _conductor(
         1 and 2 in the two ROIs.
     """
     end = np.minimum(np.arange(len(route)), np.arange(len(route))[::-1])
-    wider = 1 + (_FAN - 1) * np.clip(1 - end / min(_FAN_MM, len(route) / 3), 0, 1)
-    radii = radius * wider
+    wide = np.clip(_FAN * radius, radius, max(radius, _FAN_RADIUS_MM))
+    radii = radius + (wide - radius) * np.clip(1 - end / min(_FAN_MM, len(route) / 3), 0, 1)
     reach = max(_REACH * radii.max(), 8.0)
     voxels = apply_affine(np.linalg.inv(substrate.affine), route)
     low = np.floor(voxels.min(axis=0) - reach / GRID_MM).astype(int)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -31,6 +31,11 @@ POINTS = 12
 class Preset:
     batch_size: int = 500
     curl: float = 0.4
+    sift2: bool = True
+
+    def parameters(self, engine):
+        assert engine == "walker"
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,6 @@ class Walker:
 
     def streamline_weights(self, model, tracks, work):
         assert work.is_dir()
-        if not self.has_weights:
-            raise AssertionError("not asked for")
         time.sleep(self.pause)
         points = np.concatenate([piece.points for piece in read_tck(tracks)])
         return np.abs(points[::POINTS, 0])
@@ -189,6 +192,14 @@ def test_a_fixed_number_and_the_limit(scene, tmp_path):
     # the first batches are those of the longer run
     shorter = sample(scene, tmp_path, engine, rule=SamplingRule(None, 100, 1000))
     np.testing.assert_array_equal(shorter.curve, fixed.curve[:2])
+
+
+def test_weights_are_had_where_engine_and_preset_have_them(scene, tmp_path, monkeypatch, expected):
+    monkeypatch.delattr(Walker, "streamline_weights")
+    for change in ({"engine": Walker(has_weights=False)}, {"preset": Preset(sift2=False)}):
+        found = sample(scene, tmp_path, **change)
+        assert found.sift2 is None
+        np.testing.assert_array_equal(found.counts, expected[0].counts)
 
 
 def test_other_seeds_and_settings_give_other_streamlines(scene, tmp_path, expected):
