@@ -1,10 +1,10 @@
 """A person's diffusion MRI with a known connectome: the phantom.
 
 The geometry of a head (`diffusion_anatomy`), bundles of known capacity in its white matter
-(`diffusion_bundles`), and the signals that a scanner would see of them (`diffusion_signal`).
-What the phantom leaves out: distortion by susceptibility and eddy
-currents, dispersion and undulation of fibres below the voxel, several axon sizes, myelin, and
-anatomy in the choice of who is connected with whom: any two ROIs may be.
+(`diffusion_bundles`), and the signals that a scanner would see of them (`diffusion_signal`); as
+files by `diffusion_files`. What the phantom leaves out: distortion by susceptibility and eddy
+currents, dispersion and undulation of fibres below the voxel, several axon sizes, myelin, and, in
+the easy variant, anatomy in who is connected with whom.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from bsym_bids.simulation.diffusion_anatomy import HeadMap, Tissues, apply_affin
 from bsym_bids.simulation.diffusion_bundles import Bundle, Substrate
 
 __all__ = [
+    "CLINICAL_SHELL",
+    "HIGH_SHELL",
     "MULTI_SHELL",
-    "SINGLE_SHELL",
     "DiffusionPhantom",
     "Score",
     "ceiling",
@@ -37,17 +38,21 @@ __all__ = [
     "score_connectome",
 ]
 
-#: Gradients of two kinds of scan: (b-value in s/mm2, volumes).
-MULTI_SHELL = ((0.0, 5), (1000.0, 25), (2000.0, 40))
-SINGLE_SHELL = ((0.0, 3), (1000.0, 45))
+#: Gradients of three kinds of scan: (b-value in s/mm2, volumes). That of one high b-value is the
+#: one that takes the least time to analyse well, that of b = 1000 what clinics have.
+MULTI_SHELL = ((0.0, 5), (1000.0, 16), (2500.0, 40))
+HIGH_SHELL = ((0.0, 4), (2500.0, 45))
+CLINICAL_SHELL = ((0.0, 2), (1000.0, 32))
 
-_STREAMLINES = {"easy": 60, "hard": 12}  # fibres that are drawn from each bundle
-_AREAS_MM2 = {"easy": (30.0, 250.0), "hard": (3.0, 60.0)}
-_DENSITIES = {"easy": (0.6, 0.9), "hard": (0.5, 0.75)}
+_STREAMLINES = {"easy": 60, "hard": 20}  # fibres that are drawn from each bundle
+_AREAS_MM2 = {"easy": (10.0, 320.0), "hard": (2.0, 100.0)}
+_DENSITIES = {"easy": (0.7, 0.9), "hard": (0.5, 0.75)}
 _BACKGROUND = {
-    "easy": physics.Background(aligned=0.1, dispersed=0.2),
+    "easy": physics.Background(aligned=0.15, dispersed=0.35),
     "hard": physics.Background(aligned=0.4, dispersed=0.6),
 }
+_SHORTEST_MM = 10.0  # shorter ones are not tracked by anybody
+_BORDER_MM2, _BORDER_FOR_AREA = 240.0, 1.3  # what an ROI needs for a bundle of the easy variant
 _MOST_DENSE = 0.9  # share of a voxel that a bundle may fill
 _B0_WHITE = 1000.0  # signal of white matter without weighting, in arbitrary units
 
@@ -139,7 +144,7 @@ def make_phantom(
     n_bundles: int | None = None,
     rois: Sequence[int] | None = None,
     shells: Sequence[tuple[float, int]] = MULTI_SHELL,
-    snr: float = 25.0,
+    snr: float = 40.0,
     determinant: Literal[1, -1] = -1,
     rotation: tuple[float, float, float] = (4.0, -3.0, 5.0),
     motion: float = 1.5,
@@ -152,14 +157,15 @@ def make_phantom(
 ) -> DiffusionPhantom:
     """Make a phantom.
 
-    The easy variant has few bundles of 20 to 260 mm2 that share little of their course; of its ROIs
-    each has one bundle, some have two. The hard variant has 2,400 that fill the white matter,
-    between pairs drawn by how strongly they are connected in young adults
-    (`group_streamline_counts`).
+    The easy variant has 20 bundles of 10 to 320 mm2 and 35 to 70 mm that keep apart where they can
+    and cross where not, between ROIs with a border that is wide enough for them; most ROIs have one
+    bundle, some two. The hard variant has 2,400 that fill the white matter, between pairs drawn by
+    how strongly they are connected in young adults (`group_streamline_counts`).
 
-    White matter that no bundle fills holds dispersed fibres with a weak main direction along the
-    way to the core of the brain (see `diffusion_signal.ALIGNED`), so that tracking is not told by a
-    lack of anisotropy where it has to go; it does find connections there that are not true.
+    White matter that no bundle fills is not empty: some of its fibres run to the core of the brain,
+    some everywhere, and in the easy variant half of it is isotropic. Tracking goes there too, and
+    finds connections that are not true; in the hard variant it is as anisotropic as elsewhere
+    (`diffusion_signal.Background`).
 
     Parameters
     ----------
@@ -219,7 +225,7 @@ def make_phantom(
     if variant == "easy":
         bundles = _separate_bundles(substrate, n_bundles or 20, rois, draw["bundles"])
     else:
-        bundles = _many_bundles(substrate, n_bundles or 2000, rois, draw["bundles"])
+        bundles = _many_bundles(substrate, n_bundles or 2400, rois, draw["bundles"])
 
     dwi_from_t1w = _moved_head(head, rotation)
     shape, affine = _grid_of_series(head, dwi_from_t1w, voxel_mm, determinant, oblique)
@@ -332,16 +338,18 @@ def _roomy_routes(
     courses = [(b.route, fibres.radius_of(b.area_mm2)) for b in bundles]
     taken = {frozenset(bundle.rois) for bundle in bundles}
     found = []
-    for first in rng.permutation([roi for roi in uses if uses[roi] == 0])[:4].tolist():
+    wanted = max(_BORDER_MM2, _BORDER_FOR_AREA * area)
+    wide = [roi for roi in uses if router.substrate.border_mm2(roi) > wanted]
+    for first in rng.permutation([roi for roi in wide if uses[roi] == 0])[:4].tolist():
         away = router.substrate.port_distances(first)
         others = [
             roi
-            for roi in uses
-            if uses[roi] < 2 and 25 < away[roi] < 80 and frozenset((first, roi)) not in taken
+            for roi in wide
+            if uses[roi] < 2 and 25 < away[roi] < 65 and frozenset((first, roi)) not in taken
         ]
         for second in rng.permutation(others)[:10].tolist():
             route = router.route(first, second)
-            if route is None or not 30 <= len(route) <= 100:
+            if route is None or not 35 <= len(route) <= 70:
                 continue
             narrow = fibres.narrowness(router.substrate, route)
             if narrow > 0.5 or fibres.tightest_bend_mm(route) < 8:
@@ -356,38 +364,50 @@ def _many_bundles(
 ) -> list[Bundle]:
     """Draw bundles by how strongly ROIs are connected in young adults, thicker where stronger."""
     router = fibres.Router(substrate)
-    allowed = np.array(_allowed(substrate, rois)) - 1
+    allowed = np.array(_allowed(substrate, rois))
     rows, columns = np.triu_indices(len(allowed), k=1)
-    rows, columns = allowed[rows], allowed[columns]
-    strength = group_streamline_counts()[rows, columns]
-    rank = np.log(np.maximum(strength, 1e-6)) + rng.gumbel(size=len(rows))  # drawn, not sorted
+    pairs = np.column_stack([allowed[rows], allowed[columns]])
+    strength = group_streamline_counts()[pairs[:, 0] - 1, pairs[:, 1] - 1]
+    rank = np.log(np.maximum(strength, 1e-6)) + rng.gumbel(size=len(pairs))
+    pairs = pairs[np.argsort(-rank, kind="stable")]  # pairs are drawn in proportion to strength
     low, high = np.log(_AREAS_MM2["hard"])
+    stronger = np.linspace(1, 0, count)
+    thickness = low + (high - low) * (0.6 * stronger + 0.4 * rng.random(count))
     bundles: list[Bundle] = []
-    chosen = np.argsort(-rank, kind="stable")
-    pairs = sorted(zip(rows[chosen[:count]] + 1, columns[chosen[:count]] + 1, strict=True))
-    spare = list(zip(rows[chosen[count:]] + 1, columns[chosen[count:]] + 1, strict=True))[::-1]
-    while len(bundles) < count and (pairs or spare):
-        first, second = pairs.pop(0) if pairs else spare.pop()
-        area = float(np.exp(rng.uniform(low, high)))
+    waiting: list[float] = []  # areas of those that found no way go to the next pairs
+    first, rest = pairs[:count], pairs[count:]
+    in_order = np.lexsort((first[:, 1], first[:, 0]))  # one start after the other
+    areas = iter(np.exp(thickness[in_order]).tolist())
+    for pair in np.concatenate([first[in_order], rest]).tolist():
+        area = next(areas, None) or waiting.pop(0)
         density = float(rng.uniform(*_DENSITIES["hard"]))
-        route = router.route(int(first), int(second))
-        if route is None:
-            continue
-        bundle = fibres.make_bundle(
-            substrate,
-            (int(first), int(second)),
-            route,
-            area,
-            density,
-            _STREAMLINES["hard"],
-            rng,
-            most_dense=None,
-        )
-        if bundle is not None:
+        bundle = _bundle_if_any(router, tuple(pair), area, density, rng)
+        if bundle is None:
+            waiting.append(area)
+        else:
             bundles.append(bundle)
-    if len(bundles) < count:
-        raise UsageError(f"only {len(bundles)} of {count} bundles found a way")
-    return _fitted(substrate, bundles)
+        if len(bundles) == count:
+            return _fitted(substrate, bundles)
+    raise UsageError(f"only {len(bundles)} of {count} bundles found a way")
+
+
+def _bundle_if_any(
+    router: fibres.Router,
+    rois: tuple[int, int],
+    area: float,
+    density: float,
+    rng: np.random.Generator,
+) -> Bundle | None:
+    """Return the bundle between two ROIs, unless they are too near or there is no way."""
+    route = router.route(*rois)
+    if route is None:
+        return None
+    bundle = fibres.make_bundle(
+        router.substrate, rois, route, area, density, _STREAMLINES["hard"], rng, most_dense=None
+    )
+    if bundle is None or fibres.mean_length(bundle.streamlines) < _SHORTEST_MM:
+        return None
+    return bundle
 
 
 def _fitted(substrate: Substrate, bundles: Sequence[Bundle]) -> list[Bundle]:
@@ -519,9 +539,8 @@ def _truth(bundles: Sequence[Bundle]) -> tuple[NDArray[np.float64], NDArray[np.f
     lengths = np.full((N_ROIS, N_ROIS), np.nan)
     for bundle in bundles:
         first, second = np.array(bundle.rois) - 1
-        steps = [np.linalg.norm(np.diff(s, axis=0), axis=1).sum() for s in bundle.streamlines]
         weights[first, second] = weights[second, first] = bundle.capacity_mm2
-        lengths[first, second] = lengths[second, first] = np.mean(steps)
+        lengths[first, second] = lengths[second, first] = fibres.mean_length(bundle.streamlines)
     return weights, lengths
 
 

@@ -41,8 +41,7 @@ GRID_MM = 2.0
 
 _REACH = 1.5  # of the conductivity, in radii
 _FAN_MM = 18.0  # length over which a bundle widens into its ROI
-_FAN = 1.8  # how much wider it is there,
-_FAN_RADIUS_MM = 9.0  # but not wider than an ROI
+_FAN = 1.5  # how much wider it is there
 _STEP_MM = 1.0
 _MAX_LENGTH_MM = 300.0
 _MIN_RADIUS_MM = 2.0  # of the conductivity: thinner ones fall between the voxels
@@ -124,26 +123,29 @@ class Substrate:
         return first, second[first]
 
     @cached_property
+    def borders(self) -> dict[int, NDArray[np.int64]]:
+        """The nodes that touch grey matter of each ROI, one for each face, by ROI index."""
+        grey = np.where(self.tissues.white > 0.5, 0, self.tissues.labels)
+        found = [self._beside(offset, grey) for offset in np.concatenate([_FACES, -_FACES])]
+        nodes, labels = (np.concatenate(part) for part in zip(*found, strict=True))
+        return {int(label): nodes[labels == label] for label in np.unique(labels)}
+
+    @cached_property
     def ports(self) -> dict[int, int]:
         """The node where the route into each ROI ends, by ROI index.
 
-        Of the white matter that touches the ROI's grey matter, the voxel nearest to the middle of
-        that border. ROIs that touch none have no port.
+        Of the white matter at the ROI's border, the voxel nearest to the middle of it.
         """
         found = {}
-        grey = np.where(self.tissues.white > 0.5, 0, self.tissues.labels)
-        beside = [
-            (node, label)
-            for offset in np.concatenate([_FACES, -_FACES])
-            for node, label in zip(*self._beside(offset, grey), strict=True)
-        ]
-        nodes, labels = np.array(beside).T
-        for label in np.unique(labels):
-            border = np.unique(nodes[labels == label])
+        for label, border in self.borders.items():
             middle = self.points[border].mean(axis=0)
             distance = ((self.points[border] - middle) ** 2).sum(axis=1)
-            found[int(label)] = int(border[np.argmin(distance)])
+            found[label] = int(border[np.argmin(distance)])
         return found
+
+    def border_mm2(self, roi: int) -> float:
+        """Return the area between an ROI and white matter, along the faces of voxels."""
+        return len(self.borders[roi]) * GRID_MM**2
 
     def port_distances(self, roi: int) -> dict[int, float]:
         """Return the distance in mm from the port of an ROI to those of all, by ROI index."""
@@ -406,6 +408,13 @@ def make_bundle(
     return Bundle(rois, area_mm2, density, capacity, route, corner, flow, streamlines)
 
 
+def mean_length(streamlines: Sequence[NDArray[np.floating]]) -> float:
+    """Return the mean length of fibres in mm."""
+    return float(
+        np.mean([np.linalg.norm(np.diff(line, axis=0), axis=1).sum() for line in streamlines])
+    )
+
+
 def _conductor(
     substrate: Substrate, rois: tuple[int, int], route: NDArray[np.float64], radius: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int8]]:
@@ -421,8 +430,7 @@ def _conductor(
         1 and 2 in the two ROIs.
     """
     end = np.minimum(np.arange(len(route)), np.arange(len(route))[::-1])
-    wide = np.clip(_FAN * radius, radius, max(radius, _FAN_RADIUS_MM))
-    radii = radius + (wide - radius) * np.clip(1 - end / min(_FAN_MM, len(route) / 3), 0, 1)
+    radii = radius * (1 + (_FAN - 1) * np.clip(1 - end / min(_FAN_MM, len(route) / 3), 0, 1))
     reach = max(_REACH * radii.max(), 8.0)
     voxels = apply_affine(np.linalg.inv(substrate.affine), route)
     low = np.floor(voxels.min(axis=0) - reach / GRID_MM).astype(int)
@@ -572,7 +580,12 @@ def _follow(
         active = active[~arrived]
         if not len(active):
             break
-    return [track[: ends[i] + 1, i] for i in np.flatnonzero(ends)]
+    # Both ends at the middle of a voxel of the ROI: no doubt about where they are.
+    track[0] = np.floor(starts + 0.5)
+    return [
+        np.concatenate([track[: ends[i], i], np.floor(track[ends[i], i] + 0.5)[None]])
+        for i in np.flatnonzero(ends)
+    ]
 
 
 def _direction(flow: NDArray[np.float32], points: NDArray[np.float64]) -> NDArray[np.float64]:

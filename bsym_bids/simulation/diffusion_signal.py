@@ -64,9 +64,10 @@ class GradientTable:
 def gradient_table(shells: Sequence[tuple[float, int]], rng: np.random.Generator) -> GradientTable:
     """Return evenly spread gradients in mixed order, the first without weighting.
 
-    Each shell is a Fibonacci lattice on a half sphere (González 2010,
-    doi:10.1007/s11004-009-9257-x), turned at random, with random signs, so that a whole sphere is
-    covered as eddy-current correction wants it.
+    The directions of each shell repel each other and each other's opposites as charges do (Jones et
+    al. 1999, doi:10.1002/(SICI)1522-2594(199909)42:3<515::AID-MRM14>3.0.CO;2-Q); they are turned at
+    random, and have random signs, so that a whole sphere is covered as the correction of eddy
+    currents wants it.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ def gradient_table(shells: Sequence[tuple[float, int]], rng: np.random.Generator
     """
     weighted = [(b, n) for b, n in shells if b > 0]
     n_unweighted = sum(n for b, n in shells if b == 0)
-    parts = [_half_sphere(n, rng) for _, n in weighted]
+    parts = [_repelled(n, rng) for _, n in weighted]
     bvals = np.concatenate([np.full(n, float(b)) for b, n in weighted])
     directions = np.concatenate(parts)
     order = rng.permutation(len(bvals))
@@ -92,12 +93,22 @@ def gradient_table(shells: Sequence[tuple[float, int]], rng: np.random.Generator
     )
 
 
-def _half_sphere(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _repelled(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return directions that are as far apart as they get, starting from a Fibonacci lattice."""
     z = (np.arange(n) + 0.5) / n
     turn = np.pi * (3 - np.sqrt(5)) * np.arange(n)
     radius = np.sqrt(1 - z**2)
     points = np.column_stack([radius * np.cos(turn), radius * np.sin(turn), z])
-    turned = points @ rotation_matrix(tuple(rng.uniform(0, 360, 3))).T
+    for step in np.geomspace(0.5, 0.02, 300):
+        others = np.concatenate([points, -points])
+        apart = points[:, None] - others
+        distance = np.sqrt((apart**2).sum(axis=2))
+        distance[distance < 1e-9] = np.inf  # itself
+        force = (apart / distance[..., None] ** 3).sum(axis=1)
+        force -= points * (force * points).sum(axis=1, keepdims=True)
+        points = points + step / n * force / np.sqrt((force**2).sum(axis=1)).max()
+        points /= np.sqrt((points**2).sum(axis=1, keepdims=True))
+    turned = np.einsum("ni,ji->nj", points, rotation_matrix(tuple(rng.uniform(0, 360, 3))))
     return turned * rng.choice([-1.0, 1.0], n)[:, None]
 
 
