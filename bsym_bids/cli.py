@@ -175,7 +175,9 @@ def _add_processing(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_diffusion(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("from diffusion to connectomes")
+    group = parser.add_argument_group(
+        "from diffusion to connectomes (read and checked, but scans are not processed yet)"
+    )
     add = group.add_argument
     add(
         "--engine",

@@ -192,7 +192,7 @@ def _warn_of_deviations(todo: Mapping[str, Sequence[Job]]) -> None:
         for deviation in job.expected_deviations()
     )
     for deviation, count in counts.items():
-        LOGGER.warning("%d time(s): %s", count, deviation)
+        LOGGER.warning("%d run(s) or scan(s): %s", count, deviation)
 
 
 def _plan(config: RunConfig) -> Plan:

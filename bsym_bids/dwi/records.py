@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 
@@ -115,8 +114,3 @@ class FittedModel:
     fa: str
     notes: Sequence[str] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
-
-
-def as_path(value: str | None) -> Path | None:
-    """Return a path where there is one."""
-    return None if value is None else Path(value)

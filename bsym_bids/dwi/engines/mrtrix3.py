@@ -43,11 +43,6 @@ _TISSUES = {True: ("wm", "gm", "csf"), False: ("wm", "csf")}
 _ONE_THREAD = ("-nthreads", "0")
 
 
-def is_installed() -> bool:
-    """Tell whether all commands of MRtrix3 that are needed are on the PATH."""
-    return not _missing_commands()
-
-
 def _missing_commands() -> list[str]:
     return [name for name in COMMANDS if find_command(name) is None]
 
