@@ -59,7 +59,7 @@ def settings(monkeypatch, tmp_path, server):
 def call(settings, bids, tmp_path, capsys):
     """Run the participant level without graphs; return code, output and errors."""
     settings.setattr(participant, "_run_chunk", lambda *_: {})
-    settings.setattr(participant, "_check_network", lambda _: None)
+    settings.setattr(participant, "_check_network", lambda *_: None)
 
     def caller(*arguments):
         options = ["--model", NAME, *map(str, arguments)]
@@ -150,15 +150,15 @@ def test_damaged_file_at_home_is_refused(call, server, tmp_path):
 
 def test_deviations_are_said_on_the_console(call):
     _, _, err = call("--scaling", "zscore", "--model-tr", 0.6)
-    assert "WARNING: 1 run(s): the scaling of ROIs is 'zscore'" in err
-    assert "WARNING: 1 run(s): the frames of the windows are 0.6 s apart" in err
+    assert "WARNING: 1 run(s) or scan(s): the scaling of ROIs is 'zscore'" in err
+    assert "WARNING: 1 run(s) or scan(s): the frames of the windows are 0.6 s apart" in err
     assert "WARNING" not in call()[2]
 
 
 def test_what_the_network_cannot_take_stops_the_run_before_anything_is_written(
     call, settings, tmp_path
 ):
-    def refuse(_):
+    def refuse(*_):
         raise BadDataError("spatial.pth: made for something else")
 
     settings.setattr(participant, "_check_network", refuse)

@@ -431,6 +431,13 @@ PINNED = {"path": "spatial.pth", "sha256": "0" * 64}
             {"contract": {"structural_connectivity": {"log": True}}},
             "contract.structural_connectivity.log is unknown",
         ),
+        *(
+            (
+                {"contract": {"structural_connectivity": {"streamlines": value}}},
+                f"contract.structural_connectivity.streamlines is {value}, but must be",
+            )
+            for value in (5, [5], [0, 5], [5, 4], [1, 2, 3], [True, 5], [1, float("inf")])
+        ),
         ({"limits": "none"}, "limits is 'none'"),
         ({"lacks": ["gate"]}, "lacks is ['gate']"),
         ({"training": ""}, "training is ''"),
@@ -463,7 +470,10 @@ def keys_of(card, above=""):
 
 
 # What a card of the program may leave out.
-OPTIONAL = ("source", "citation", "warning", "quality", "sizes", "files", "network.", "lacks.")
+OPTIONAL = (
+    *("source", "citation", "warning", "quality", "sizes", "files", "network.", "lacks."),
+    "contract.structural_connectivity.streamlines",
+)
 
 
 @pytest.mark.parametrize("name", known_releases())
