@@ -8,11 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bsym_bids.config import ENGINES
 from bsym_bids.dwi.presets import Preset
 from bsym_bids.dwi.records import FittedModel, PlacedAnatomy, PreparedDwi
 from bsym_bids.errors import UsageError
-
-ENGINES = ("auto", "mrtrix3")
 
 
 class Engine(Protocol):
@@ -124,7 +123,7 @@ class Engine(Protocol):
 
 
 def resolve_engine(name: str) -> Engine:
-    """Return the engine of a name; ``auto`` is the only one there is, MRtrix3.
+    """Return the engine of a name; ``auto`` is MRtrix3 where it is installed, else DIPY.
 
     Raises
     ------
@@ -133,10 +132,13 @@ def resolve_engine(name: str) -> Engine:
     InputMissingError
         It is asked for by name, but not installed.
     """
-    from bsym_bids.dwi.engines.mrtrix3 import load_mrtrix3
+    from bsym_bids.dwi.engines.dipy import load_dipy
+    from bsym_bids.dwi.engines.mrtrix3 import is_installed, load_mrtrix3
 
     if name not in ENGINES:
         raise UsageError(
             f"unknown tractography engine {name!r}", hint=f"engines: {', '.join(ENGINES)}"
         )
-    return load_mrtrix3()
+    if name == "mrtrix3" or (name == "auto" and is_installed()):
+        return load_mrtrix3()
+    return load_dipy()

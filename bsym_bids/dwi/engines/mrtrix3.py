@@ -47,6 +47,11 @@ def _missing_commands() -> list[str]:
     return [name for name in COMMANDS if find_command(name) is None]
 
 
+def is_installed() -> bool:
+    """Tell whether all commands of MRtrix3 that are needed are on the PATH."""
+    return not _missing_commands()
+
+
 def load_mrtrix3() -> Mrtrix3Engine:
     """Return the engine.
 
@@ -59,7 +64,7 @@ def load_mrtrix3() -> Mrtrix3Engine:
     if missing:
         raise InputMissingError(
             f"MRtrix3 is not installed: {', '.join(missing)} not found on the PATH",
-            hint="apt-get install mrtrix3 (or conda install -c mrtrix3 mrtrix3)",
+            hint="apt-get install mrtrix3 (or conda install -c mrtrix3 mrtrix3), or --engine dipy",
         )
     said = run(["mrinfo", "--version"], folder=Path("/"))
     found = re.search(r"mrinfo\s+(\S+)", said)
