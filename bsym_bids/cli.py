@@ -175,9 +175,7 @@ def _add_processing(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_diffusion(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "from diffusion to connectomes (read and checked, but scans are not processed yet)"
-    )
+    group = parser.add_argument_group("from diffusion to connectomes")
     add = group.add_argument
     add(
         "--engine",

@@ -35,8 +35,6 @@ DEFAULT_SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "fsLR")
 SCALINGS = ("robust", "zscore", "none")
 PARCEL_METHODS = ("mean", "pca")
 MODALITIES = ("bold", "dwi")
-#: Diffusion scans are found and planned, but their graph lacks steps yet.
-DEFAULT_MODALITIES = ("bold",)
 ENGINES = ("auto", "mrtrix3", "dipy")
 GRADIENT_CHECKS = ("correct", "warn", "off")
 TRACTOGRAM_FORMATS = ("tck", "trx")
@@ -134,7 +132,7 @@ class RunConfig:
     bids_filter_file: Path | None = None
     derivatives: Mapping[str, Path] = field(default_factory=dict)
     space: tuple[str, ...] = DEFAULT_SPACES
-    modalities: tuple[str, ...] = DEFAULT_MODALITIES
+    modalities: tuple[str, ...] = MODALITIES
     nuisance: str = "24p-wm-csf"
     high_pass: float | None = None
     low_pass: float | None = None

@@ -83,6 +83,8 @@ def init_participants_wf(
         "crashfile_format": "txt",
         "create_report": "false",
         "poll_sleep_duration": "0.05",
+        # Records name files beside them that Nipype knows nothing of.
+        "remove_unnecessary_outputs": "false",
         "stop_on_first_crash": str(stop_on_first_crash).lower(),
         "write_provenance": "false",
     }

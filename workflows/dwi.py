@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nipype.pipeline.engine import Node, Workflow
 
 from bsym_bids.interfaces.dwi import (
@@ -11,6 +13,7 @@ from bsym_bids.interfaces.dwi import (
     PlaceAnatomy,
     PrepareAnatomy,
     PrepareDwi,
+    RemoveWork,
     SampleConnectome,
     WriteConnectome,
     WriteStructural,
@@ -37,30 +40,19 @@ def init_dwi_scan_wf(*, job: ScanJob, threads: int = 1) -> Workflow:
     Workflow
         Nodes ``prepare`` (preprocessing), ``orient`` (gradient check), ``anatomy`` (atlas and
         tissues in T1w space, beside the two), ``place`` (into the space of the series), ``fit``
-        (fibre orientations), ``track`` (streamlines until enough), ``write_connectome``, ``embed``
-        and ``write_structural``; only those that are needed.
+        (fibre orientations), ``track`` (streamlines until enough) and ``write_connectome``; then
+        ``embed`` and ``write_structural``, which start from the connectome that was written; and
+        ``tidy``, which removes the work files. Only those that are needed.
     """
     to_do = job.to_do
     workflow = Workflow(name=job.work_name)
-    dwi, placed = _connect_images(workflow, job, threads)
-    model, track = _connect_tracking(workflow, job, dwi, placed, threads)
+    writers: list[Node] = []
     if "connectome" in to_do:
-        write = Node(
-            WriteConnectome(job=job), name="write_connectome", overwrite=True, mem_gb=_SMALL_GB
-        )
-        workflow.connect(
-            [
-                (dwi, write, [("dwi", "dwi")]),
-                (placed, write, [("placed", "placed")]),
-                (model, write, [("model", "model")]),
-                (track, write, [("connectome", "connectome"), ("tractogram", "tractogram")]),
-            ]
-        )
+        writers.append(_connect_tracking(workflow, job, threads))
     if "structural" in to_do:
-        written = _connect_model(workflow, job, track, threads)
-        if "connectome" in to_do:
-            # A new connectome takes stale embeddings away, so new ones have to come later.
-            workflow.connect(write, "out_files", written, "after")
+        writers.append(_connect_model(workflow, job, writers, threads))
+    tidy = Node(RemoveWork(keep=[node.name for node in writers]), name="tidy", mem_gb=_SMALL_GB)
+    workflow.connect(writers[-1], "out_files", tidy, "after")
     return workflow
 
 
@@ -103,10 +95,9 @@ def _connect_images(workflow: Workflow, job: ScanJob, threads: int) -> tuple[Nod
     return orient, place
 
 
-def _connect_tracking(
-    workflow: Workflow, job: ScanJob, dwi: Node, placed: Node, threads: int
-) -> tuple[Node, Node]:
-    """Add the steps of the engine; return what gives its model, and the connectome."""
+def _connect_tracking(workflow: Workflow, job: ScanJob, threads: int) -> Node:
+    """Add the steps to the connectome and return the one that writes it."""
+    dwi, placed = _connect_images(workflow, job, threads)
     settings = job.settings
     common = {
         "engine": settings.engine,
@@ -123,38 +114,38 @@ def _connect_tracking(
     )
     if settings.tractogram:
         track.inputs.tractogram = settings.tractogram
+    write = Node(
+        WriteConnectome(job=job), name="write_connectome", overwrite=True, mem_gb=_SMALL_GB
+    )
     workflow.connect(
         [
             (dwi, fit, [("dwi", "dwi")]),
             (placed, fit, [("placed", "placed")]),
             (placed, track, [("placed", "placed")]),
             (fit, track, [("model", "model")]),
+            (dwi, write, [("dwi", "dwi")]),
+            (placed, write, [("placed", "placed")]),
+            (fit, write, [("model", "model")]),
+            (track, write, [("connectome", "connectome"), ("tractogram", "tractogram")]),
         ]
     )
-    return fit, track
+    return write
 
 
-def _connect_model(workflow: Workflow, job: ScanJob, track: Node, threads: int) -> Node:
+def _connect_model(workflow: Workflow, job: ScanJob, written: Sequence[Node], threads: int) -> Node:
     """Add the steps that need the model and return the one that writes."""
-    settings = job.settings
     embed = Node(
-        EmbedConnectome(
-            release=settings.release,
-            convention=settings.convention,
-            seed=settings.structural["Seed"],
-            threads=threads,
-        ),
+        EmbedConnectome(job=job, threads=threads),
         name="embed",
+        overwrite=True,
         n_procs=threads,
         mem_gb=_SMALL_GB,
     )
     write = Node(
         WriteStructural(job=job), name="write_structural", overwrite=True, mem_gb=_SMALL_GB
     )
-    workflow.connect(
-        [
-            (track, embed, [("connectome", "connectome")]),
-            (embed, write, [("given", "given"), ("embedding", "embedding")]),
-        ]
-    )
+    workflow.connect(embed, "given", write, "given")
+    workflow.connect(embed, "embedding", write, "embedding")
+    for node in written:
+        workflow.connect(node, "out_files", embed, "after")
     return write

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from bsym_bids.config import RunConfig, write_toml
-from bsym_bids.errors import BsymError, CannotCreateOutputError, InputMissingError, UsageError
+from bsym_bids.errors import BsymError, CannotCreateOutputError, InputMissingError
 from bsym_bids.inputs import Plan, Selection, plan_inputs
 from bsym_bids.jobs import (
     Job,
@@ -76,11 +76,6 @@ def run_participant_level(config: RunConfig) -> int:
     from bsym_bids.model.fetch import fetch_release, first_use_source
     from bsym_bids.model.weights import default_model_name
 
-    if "dwi" in config.modalities and not config.dry_run:
-        raise UsageError(
-            "--modalities dwi: diffusion scans cannot be processed yet",
-            hint="--dry-run shows what would be done with them; leave --modalities out otherwise",
-        )
     config = config.with_absolute_paths()  # the steps work in folders of their own
     _set_up_libraries(config.scratch)
     _set_up_console(config.verbose)
@@ -105,9 +100,7 @@ def run_participant_level(config: RunConfig) -> int:
             return 0
         release = fetch_release(model)
     settings = Settings.of(config, strategy, release)
-    scan_settings = None
-    if not config.dry_run:  # what an engine would give is not known without it
-        plan, scan_settings = _scan_settings(plan, config, release)
+    plan, scan_settings = _scan_settings(plan, config, release)
     jobs = jobs_of(plan, config, settings, scan_settings)
     if config.dry_run:
         print_plan(plan, jobs)

@@ -18,7 +18,6 @@ import yaml
 
 from bsym_bids.errors import InputMissingError, UsageError
 
-DEFAULT_PRESET = "fast"
 RESPONSES = ("auto", "dhollander", "tournier", "fa")
 FODS = ("auto", "msmt_csd", "csd")
 #: Spheres of DIPY, with that many directions (half of them, for fibres have no sign).

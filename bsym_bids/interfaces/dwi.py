@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from nipype.interfaces.base import File, TraitedSpec, isdefined, traits
 
 from bsym_bids.interfaces.base import PlainInputSpec, PlainInterface
 from bsym_bids.interfaces.files import load_record, save_record
+
+#: Folder, beside those of a scan's nodes, of the batches of streamlines that are finished.
+BATCHES = "batches"
 
 
 class _ThreadsInputSpec(PlainInputSpec):
@@ -172,12 +176,15 @@ class SampleConnectome(PlainInterface):
 
         inputs = self.inputs
         kept = folder / f"tractogram.{inputs.tractogram}" if isdefined(inputs.tractogram) else None
+        # Beside the folder of the node: that is emptied when a killed run goes on.
+        batches = folder.parent / BATCHES
+        batches.mkdir(exist_ok=True)
         connectome = sample_connectome(
             inputs.engine,
             load_record(FittedModel, inputs.model),
             load_record(PlacedAnatomy, inputs.placed),
             inputs.preset,
-            folder,
+            batches,
             rule=inputs.rule,
             seed=inputs.seed,
             processes=inputs.threads,
@@ -227,10 +234,8 @@ class WriteConnectome(PlainInterface):
 
 
 class _EmbedInputSpec(_ThreadsInputSpec):
-    release = traits.Any(mandatory=True, desc="the model release")
-    convention = traits.Any(mandatory=True, desc="what is made of counts")
-    seed = traits.Int(0, usedefault=True, desc="seed of random weights and folds")
-    connectome = File(exists=True, mandatory=True, desc="edges and how they were found")
+    job = traits.Any(mandatory=True, desc="the scan with its settings and output names")
+    after = traits.Any(desc="outputs that must have been written before")
 
 
 class _EmbedOutputSpec(TraitedSpec):
@@ -239,13 +244,12 @@ class _EmbedOutputSpec(TraitedSpec):
 
 
 class EmbedConnectome(PlainInterface):
-    """Embed a connectome and score the prediction of its edges."""
+    """Embed the connectome that was published, and score the prediction of its edges."""
 
     input_spec = _EmbedInputSpec
     output_spec = _EmbedOutputSpec
 
     def _call(self, folder: Path) -> dict[str, Any]:
-        from bsym_bids.dwi.connectome import Connectome
         from bsym_bids.model.structural_embedding import (
             connectome_input,
             embed_connectome,
@@ -253,21 +257,19 @@ class EmbedConnectome(PlainInterface):
             group_input,
         )
         from bsym_bids.model.weights import load_model
+        from bsym_bids.outputs.connectome import read_counts
 
-        inputs = self.inputs
-        connectome = load_record(Connectome, inputs.connectome)
-        given = connectome_input(
-            connectome.counts,
-            connectome.roi_volumes,
-            inputs.convention,
-            expected_streamlines(inputs.release.card),
-        )
+        settings = self.inputs.job.settings
+        release, convention = settings.release, settings.convention
+        seed = settings.structural["Seed"]
+        counts, volumes = read_counts(self.inputs.job)
+        given = connectome_input(counts, volumes, convention, expected_streamlines(release.card))
         embedding = embed_connectome(
-            load_model(inputs.release, seed=inputs.seed),
+            load_model(release, seed=seed),
             given,
-            seed=inputs.seed,
-            group=group_input(inputs.convention),
-            threads=inputs.threads,
+            seed=seed,
+            group=group_input(convention),
+            threads=self.inputs.threads,
         )
         return {
             "given": save_record(given, folder / "given.npz"),
@@ -279,7 +281,6 @@ class _WriteStructuralInputSpec(PlainInputSpec):
     job = traits.Any(mandatory=True, desc="the scan with its settings and output names")
     given = File(exists=True, mandatory=True, desc="what the model got")
     embedding = File(exists=True, mandatory=True, desc="what it said")
-    after = traits.Any(desc="outputs that must have been written before")
 
 
 class WriteStructural(PlainInterface):
@@ -299,6 +300,24 @@ class WriteStructural(PlainInterface):
             load_record(StructuralEmbedding, inputs.embedding),
         )
         return {"out_files": [str(path) for path in written]}
+
+
+class _TidyInputSpec(PlainInputSpec):
+    keep = traits.List(traits.Str, desc="folders of nodes that others still read")
+    after = traits.Any(desc="outputs that must have been written before")
+
+
+class RemoveWork(PlainInterface):
+    """Remove what the steps of a scan have left: series and orientations take gigabytes."""
+
+    input_spec = _TidyInputSpec
+    output_spec = TraitedSpec
+
+    def _call(self, folder: Path) -> dict[str, Any]:
+        for other in folder.parent.iterdir():
+            if other.is_dir() and other != folder and other.name not in self.inputs.keep:
+                shutil.rmtree(other)
+        return {}
 
 
 class _FuseInputSpec(PlainInputSpec):

@@ -16,6 +16,7 @@ from bsym_bids.dwi.connectome import SEARCH_RADIUS, Connectome
 from bsym_bids.dwi.records import FittedModel, PlacedAnatomy, PreparedDwi
 from bsym_bids.jobs import ScanJob
 from bsym_bids.outputs.publish import OutputFile, publish
+from bsym_bids.outputs.reading import read_matrix, read_roi_column
 from bsym_bids.outputs.sidecars import NODE_COLUMN, ROI_COLUMNS, columns, scan_sidecar
 from bsym_bids.outputs.tables import Content, Matrix, Table
 
@@ -104,6 +105,18 @@ def write_connectome(
         stale += job.names.possible_paths("structural")
     publish(outputs, job.fingerprints["connectome"], stale)
     return tuple(output.path for output in outputs)
+
+
+def read_counts(job: ScanJob) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Read back the counts (450, 450) and ROI volumes (450,) in mm3 that were published.
+
+    Raises
+    ------
+    BadDataError
+        A file cannot be read.
+    """
+    names = job.names
+    return read_matrix(names.path("count")), read_roi_column(names.path("rois"), "volume")
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,36 @@ def read_connectome(connectome: WrittenConnectome) -> NDArray[np.float64]:
     BadDataError
         The table cannot be read, or is not a square one of the atlas.
     """
-    return _read_numbers(connectome.path, rows_named=True)
+    return read_matrix(connectome.path)
+
+
+def read_matrix(path: Path) -> NDArray[np.float64]:
+    """Read a matrix with a row and a column per ROI; raises as `read_connectome`."""
+    return _read_numbers(path, rows_named=True)
+
+
+def read_roi_column(path: Path, column: str) -> NDArray[np.float64]:
+    """Read a column of numbers of a table with a row per ROI.
+
+    Returns
+    -------
+    ndarray, shape (450,)
+
+    Raises
+    ------
+    BadDataError
+        The table cannot be read, has no such column, or is not one of the atlas.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, sep="\t", na_values=NOT_AVAILABLE, keep_default_na=False)
+        names, values = list(table["name"]), table[column].to_numpy(dtype=np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadDataError(f"{path}: {column} cannot be read of it: {error}", _HINT) from error
+    if names != list(atlas.roi_names()):
+        raise BadDataError(f"{path}: rows are not the ROIs of the atlas, in its order", _HINT)
+    return values
 
 
 def _find(
