@@ -15,9 +15,17 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from bsym_bids.bold.volumes import stream
 from bsym_bids.dwi.commands import find_command, run
 from bsym_bids.dwi.gradients import read_gradients, write_gradients
-from bsym_bids.dwi.series import Run, Series, SeriesWriter, with_image
+from bsym_bids.dwi.series import (
+    Run,
+    Series,
+    SeriesWriter,
+    map_volumes,
+    read_volumes,
+    with_image,
+)
 from bsym_bids.errors import BadDataError
 from bsym_bids.inputs.records import DwiImage
 
@@ -113,8 +121,9 @@ def correct_with_fsl(
     guessed = None in known
     encodings = {s.phase_encoding for s in (*series.sources, *(r.source for r in reverse))}
     command = ["dwifslpreproc", "dwi.mif", "out.nii"]
-    convert = ["mrconvert", series.image, "dwi.mif", "-fslgrad", "in.bvec", "in.bval"]
     with_topup = fsl.topup and len(encodings) > 1
+    image = _of_even_size(series.image, folder / "even.nii") if with_topup else series.image
+    convert = ["mrconvert", image, "dwi.mif", "-fslgrad", "in.bvec", "in.bval"]
     if with_topup:
         _write_table(folder / "dwi.pe", series.sources, guessed=guessed)
         convert += ["-import_pe_table", "dwi.pe"]
@@ -137,6 +146,7 @@ def correct_with_fsl(
         "OMP_NUM_THREADS": str(threads),
     }
     run(command, folder=folder, env=environment)
+    _cut(folder / "out.nii", nib.load(series.image).shape)
     return _result(series, fsl, folder, command, with_topup=with_topup, guessed=guessed)
 
 
@@ -173,6 +183,39 @@ def _result(
     return Series(image, gradients, sources, [*moved.notes, *notes], moved.details)
 
 
+def _margin(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Return how many voxels to add to each axis for even numbers, which topup needs.
+
+    dwifslpreproc adds them too, but up to MRtrix3 3.0.3 it may lose the gradients over it
+    (https://github.com/MRtrix3/mrtrix3/pull/2382).
+    """
+    return [(0, size % 2) for size in shape[:3]]
+
+
+def _of_even_size(image: Path, out: Path) -> Path:
+    """Return a series whose axes have even numbers of voxels, the last ones twice if need be."""
+    data = read_volumes(image)
+    margin = _margin(data.shape)
+    if not np.any(margin):
+        return image
+    volumes = (np.pad(data[..., v], margin, mode="edge") for v in range(data.shape[3]))
+    map_volumes(image, out, volumes, np.add(data.shape[:3], np.sum(margin, axis=1)).tolist())
+    return out
+
+
+def _cut(image: Path, shape: Sequence[int]) -> None:
+    """Cut off what `_of_even_size` added, in place."""
+    data = read_volumes(image)
+    if data.shape[:3] == tuple(shape[:3]):
+        return
+    inner = tuple(slice(size) for size in shape[:3])
+    whole = image.with_name("whole.nii")
+    image.rename(whole)
+    data = read_volumes(whole)
+    map_volumes(whole, image, (data[..., v][inner] for v in range(data.shape[3])), shape[:3])
+    whole.unlink()
+
+
 def _movement(table: Path) -> dict[str, float]:
     """Return eddy's own measures: root mean squared displacement from the first, and stepwise."""
     if not table.is_file():
@@ -197,10 +240,15 @@ def _write_reverse(reverse: Sequence[Run], folder: Path, *, guessed: bool) -> No
                 "leave it out with a BIDS filter",
             )
         image = folder / f"reverse{number}.nii"
-        data = nib.load(one.source.image).dataobj
-        with SeriesWriter(image, one.layout.shape, one.layout.affine) as writer:
-            for index in chosen:
-                writer.append(np.asarray(data[..., index] if data.ndim == 4 else data))
+        shape, margin = one.layout.shape, _margin(one.layout.shape)
+        even = np.add(shape, np.sum(margin, axis=1)).tolist()
+        with SeriesWriter(image, even, one.layout.affine) as writer:
+            for index, stored in enumerate(stream(one.layout)):
+                if index in chosen:
+                    volume = np.nan_to_num(one.layout.values(stored)).reshape(shape, order="F")
+                    writer.append(np.pad(volume, margin, mode="edge"))
+                if index == chosen[-1]:
+                    break
         table = folder / f"reverse{number}.pe"
         _write_table(table, [one.source] * len(chosen), guessed=guessed)
         parts.append(folder / f"reverse{number}.mif")

@@ -44,8 +44,8 @@ from bsym_bids.inputs.records import DwiImage, DwiScan
 FEWEST_TO_DENOISE = 10
 #: ml; a brain mask outside of this is pointed out.
 PLAUSIBLE_ML = (500, 2200)
-#: Factor by which the image is shrunk to estimate the bias field.
-N4_SHRINK = 4
+#: mm; voxels of about this size, never finer ones, are taken to estimate the bias field.
+N4_MM = 10.0
 # Slices that one worker denoises at a time, and the radius (voxels) of the patches.
 _SLAB = 6
 _RADIUS = 2
@@ -81,10 +81,14 @@ def prepare_dwi(scan: DwiScan, work: Path, *, threads: int) -> PreparedDwi:
     images = [open_run(image) for image in scan.images]
     if scan.is_preprocessed:
         return _check_preprocessed(scan, images, work)
-    fsl, notes = _choose_fsl(scan)
+    fsl, notes = _choose_fsl(scan.images)
+    reverse: list[Run] = []
     if fsl is None or not fsl.topup:
         images, left_out = choose_encoding(images)
         notes += [*left_out, *_unused(scan.reverse)]
+    else:
+        reverse, without = _known_encoding(scan.reverse)
+        notes += without
     series = gather(images, work / "raw.nii", scan.label)
     with workers(threads) as pool:
         series = _denoise(series, work, threads, pool)
@@ -92,7 +96,6 @@ def prepare_dwi(scan: DwiScan, work: Path, *, threads: int) -> PreparedDwi:
         if fsl is None:
             series = _correct_motion(series, work, pool)
         else:
-            reverse = [open_run(image) for image in scan.reverse] if fsl.topup else []
             before = series.image
             series = correct_with_fsl(series, reverse, fsl, work, threads=threads)
             before.unlink()
@@ -101,20 +104,34 @@ def prepare_dwi(scan: DwiScan, work: Path, *, threads: int) -> PreparedDwi:
     return replace(prepared, notes=[*notes, *prepared.notes])
 
 
-def _choose_fsl(scan: DwiScan) -> tuple[Fsl | None, list[str]]:
-    """Return FSL where it is installed and can be used, and notes on why not."""
+def _choose_fsl(images: Sequence[DwiImage]) -> tuple[Fsl | None, list[str]]:
+    """Return FSL where it is installed and can be used, and notes on why not.
+
+    eddy models the distortions of every volume along its phase encoding, so that it has to know
+    that of all.
+    """
     fsl = find_fsl()
     if fsl is None:
         return None, [
             "FSL is not on the PATH: motion and eddy currents were corrected by registration, "
             "distortions of the field were not corrected."
         ]
-    unknown = [i.image.name for i in (*scan.images, *scan.reverse) if i.phase_encoding is None]
+    unknown = [image.image.name for image in images if image.phase_encoding is None]
     if unknown:
         return None, [
             f"FSL was not used: the sidecar of {unknown[0]} has no PhaseEncodingDirection."
         ]
     return fsl, []
+
+
+def _known_encoding(reverse: Sequence[DwiImage]) -> tuple[list[Run], list[str]]:
+    """Return the reversed series that say their phase encoding, and a note on the others."""
+    unknown = [image.image.name for image in reverse if image.phase_encoding is None]
+    notes = [
+        f"{name}: not used to measure distortions, since its sidecar has no PhaseEncodingDirection."
+        for name in unknown
+    ]
+    return [open_run(image) for image in reverse if image.phase_encoding is not None], notes
 
 
 def _unused(reverse: Sequence[DwiImage]) -> list[str]:
@@ -214,7 +231,8 @@ def _denoise_slab(
     if not inside.any() or around.shape[2] < 2 * _RADIUS + 1:
         write_slab(out, start, around[:, :, inner])
         return np.zeros(around[:, :, inner].shape[:3], dtype=np.float32)
-    clean, sigma = mppca(around, mask=inside, patch_radius=_RADIUS, return_sigma=True)
+    with np.errstate(invalid="ignore"):  # outside of all patches it divides 0 by 0
+        clean, sigma = mppca(around, mask=inside, patch_radius=_RADIUS, return_sigma=True)
     reached = clean[..., 0] != 0  # outside of all patches the result is zero
     around[reached] = clean[reached]
     write_slab(out, start, around[:, :, inner])
@@ -318,7 +336,7 @@ def _correct_bias(series: Series, name: str, work: Path, pool: Workers) -> Prepa
         "BiasCorrection": {
             "Tool": "SimpleITK N4",
             "Version": sitk.Version.VersionString(),
-            "ShrinkFactor": N4_SHRINK,
+            "EstimatedAtMm": N4_MM,
             "FieldPercentiles5And95": np.percentile(inside, [5, 95]).round(3).tolist(),
         },
     }
@@ -353,14 +371,17 @@ def bias_field(
 
     image = to_itk(np.maximum(b0, 0).astype(np.float32), affine)
     region = sitk.Cast(to_itk(mask.astype(np.float32), affine) > 0.5, sitk.sitkUInt8)
-    factors = [N4_SHRINK if size >= 8 * N4_SHRINK else 1 for size in b0.shape]
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    # At least 8 voxels are left along each axis.
+    factors = np.clip(np.rint(N4_MM / sizes), 1, np.maximum(np.array(b0.shape) // 8, 1))
     method = sitk.N4BiasFieldCorrectionImageFilter()
     method.SetNumberOfThreads(1)
     method.SetMaximumNumberOfIterations([50, 50, 50])
-    small = sitk.Shrink(region, factors)
+    shrink = [int(factor) for factor in factors]
+    small = sitk.Shrink(region, shrink)
     if not sitk.GetArrayViewFromImage(small).any():
         return np.ones(b0.shape, dtype=np.float32)
-    method.Execute(sitk.Shrink(image, factors), small)
+    method.Execute(sitk.Shrink(image, shrink), small)
     field = np.exp(from_itk(method.GetLogBiasFieldAsImage(image)).astype(np.float64))
     return (field / field[mask].mean()).astype(np.float32)
 

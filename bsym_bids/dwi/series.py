@@ -101,14 +101,21 @@ def open_run(source: DwiImage) -> Run:
 
 
 def _layout(path: Path, image: SpatialImage) -> VolumeSeries:
-    if len(image.shape) not in (3, 4) or isinstance(image, nib.Cifti2Image):
+    if len(image.shape) not in (3, 4):
         raise BadDataError(
             f"{path}: has {len(image.shape)} dimensions, but a diffusion series has 4",
             "give the whole series with all of its volumes in one NIfTI image",
         )
     if len(image.shape) == 4:
         return open_series(path, image)
+    if not isinstance(image, nib.Nifti1Image):
+        raise BadDataError(f"{path}: is {type(image).__name__}, not NIfTI", "convert it to .nii.gz")
     affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise BadDataError(
+            f"{path}: its affine has no inverse, so that no voxel has a place:\n{affine}",
+            "make the image again, or repair sform and qform",
+        )
     stored = vars(stored_numbers(path, image))  # one volume, as converters write single b0 images
     return VolumeSeries(
         **stored, shape=image.shape, n_volumes=1, affine=affine, repetition_time=None
@@ -384,10 +391,18 @@ def save_image(path: Path, data: NDArray, affine: NDArray[np.float64]) -> None:
     nib.save(image, path)
 
 
-def map_volumes(source: Path, out: Path, volumes: Iterator[NDArray] | Sequence[NDArray]) -> None:
-    """Write volumes one after the other on the grid of another series."""
+def map_volumes(
+    source: Path,
+    out: Path,
+    volumes: Iterator[NDArray] | Sequence[NDArray],
+    shape: Sequence[int] | None = None,
+) -> None:
+    """Write volumes one after the other on the grid of another series.
+
+    With ``shape``, they have other numbers of voxels, and the first voxel in common.
+    """
     image = nib.load(source)
-    with SeriesWriter(out, image.shape[:3], image.affine) as writer:
+    with SeriesWriter(out, shape or image.shape[:3], image.affine) as writer:
         for volume in volumes:
             writer.append(volume)
 

@@ -98,8 +98,7 @@ class Displacement:
         """Map points, shape (N, 3), in mm."""
         inverse = np.linalg.inv(self.affine)
         indices = (points @ inverse[:3, :3].T + inverse[:3, 3]).T
-        last = np.array(self.field.shape[:3])[:, None] - 0.5
-        inside = ((indices > -0.5) & (indices < last)).all(axis=0)
+        inside = _within(indices, self.field.shape)
         moved = points.copy()
         for axis in range(3):
             # ITK holds the value of the last node over the outer half of its voxel.
@@ -193,7 +192,17 @@ def _nearest(data: NDArray, indices: NDArray[np.float64]) -> NDArray:
 
 
 def _linear(data: NDArray[np.float32], indices: NDArray[np.float64]) -> NDArray[np.float32]:
-    return map_coordinates(data, indices, order=1, mode="constant", output=np.float32)
+    # The outermost values hold for half a voxel, as in ITK: a mere rounding error loses no plane.
+    inside = _within(indices, data.shape)
+    values = np.zeros(indices.shape[1], dtype=np.float32)
+    values[inside] = map_coordinates(data, indices[:, inside], order=1, mode="nearest")
+    return values
+
+
+def _within(indices: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Tell which indices, shape (3, N), lie in the voxels of a grid."""
+    last = np.array(shape[:3])[:, None] - 0.5
+    return ((indices > -0.5) & (indices < last)).all(axis=0)
 
 
 def isotropic_box(
