@@ -10,21 +10,16 @@ renamed, under a fingerprint of all that decides them: a run that was killed goe
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +37,7 @@ from bsym_bids.dwi.connectome import (
     read_fa,
     read_labels,
 )
+from bsym_bids.dwi.pool import start_processes, stop_processes
 from bsym_bids.dwi.records import FittedModel
 from bsym_bids.dwi.tracks import (
     append_tck,
@@ -60,8 +56,6 @@ if TYPE_CHECKING:
 
 _STATE_VERSION = 1  # of what is in the folder of batches
 _BYTES_PER_STREAMLINE = 2000  # until a batch tells: 80 mm in steps of 0.5 mm
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Fields of a header that differ between batches or tell of the machine.
 _PASSING_FIELDS = frozenset({"timestamp", "command_history", "total_count", "prng_seed"})
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -296,7 +290,8 @@ def finished_batches(
                     if not store.has_space(len(waiting) + 1, sizes[ahead]):
                         break
                     workers = workers or _workers(store.task, min(processes, len(sizes)))
-                    waiting[ahead] = _submit(workers, ahead, sizes[ahead], seeds[ahead])
+                    batch = (ahead, sizes[ahead], seeds[ahead])
+                    waiting[ahead] = workers.submit(_track_batch, *batch)
                 ahead += 1
             if index == ahead:
                 raise _disk_full(store.folder)
@@ -305,27 +300,7 @@ def finished_batches(
             yield index
     finally:
         if workers is not None:
-            _stop(workers)
-
-
-def _submit(workers: ProcessPoolExecutor, *batch: int) -> Future[None]:
-    with _one_thread_each():  # the first batch starts the processes
-        return workers.submit(_track_batch, *batch)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes that are started here load libraries that keep to one thread."""
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+            stop_processes(workers)
 
 
 def _wait(batch: Future[None]) -> None:
@@ -347,23 +322,7 @@ def _disk_full(folder: Path) -> OutputIOError:
 
 
 def _workers(task: Task, processes: int) -> ProcessPoolExecutor:
-    # Started afresh: a fork of a process in which OpenMP has run may wait for ever.
-    return ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(os.getpid(), task),
-    )
-
-
-def _stop(workers: ProcessPoolExecutor) -> None:
-    """End processes at once; what they were at is of no use."""
-    running = list((workers._processes or {}).values())
-    workers.shutdown(wait=False, cancel_futures=True)
-    for process in running:
-        process.terminate()
-    for process in running:
-        process.join()
+    return start_processes(processes, _start_worker, task)
 
 
 class _Worker:
@@ -412,18 +371,8 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def _start_worker(parent: int, task: Task) -> None:
-    """Prepare a process: its parent ends it, and takes it along when it dies.
-
-    Ctrl-C reaches every process of a terminal; here the parent alone is to act on it.
-    """
+def _start_worker(task: Task) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before
-            os._exit(1)
     _worker = _Worker(task)
 
 

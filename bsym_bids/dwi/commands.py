@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bsym_bids.dwi.pool import tie
 from bsym_bids.errors import DEVICE_ERRORS, BsymError, InputMissingError, OutputIOError
 
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _DISK_FULL = (*(os.strerror(number) for number in sorted(DEVICE_ERRORS)), "No space left")
 #: Free bytes under which a command that failed is taken to have failed for want of space: MRtrix3
 #: writes through memory maps, and a full disk is then a bus error that doesn't name the disk.
 _LITTLE_SPACE = 1 << 20
 _MEMORY_ERRORS = ("bad_alloc", "Cannot allocate memory", "MemoryError")
-_LINES = 5
+_LINES = 8  # scripts of MRtrix3 say after the reason where their files are
 _PATIENCE = 5.0  # seconds between asking a command to end and killing it
 
 
@@ -91,7 +89,8 @@ def _start(
             stderr=subprocess.PIPE,
             # A group of its own, so that a script can be ended together with what it runs.
             start_new_session=True,
-            preexec_fn=_dies_with(os.getpid()),
+            # Not SIGKILL: the scripts of MRtrix3 and FSL end their own children on this one.
+            preexec_fn=tie(os.getpid(), signal.SIGTERM),
         )
     except FileNotFoundError as error:
         raise InputMissingError(
@@ -102,23 +101,6 @@ def _start(
             f"{words[0]} could not be started: {error.strerror}",
             hint="see that more memory is free" if error.errno == errno.ENOMEM else "",
         ) from error
-
-
-def _dies_with(parent: int) -> Callable[[], None] | None:
-    """Return what ties a child to the life of its parent, where the system can do that.
-
-    SIGTERM and not SIGKILL: the scripts of MRtrix3 and FSL then end their own children.
-    """
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: little is safe between fork and exec
-
-    def tie() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before
-            os._exit(1)
-
-    return tie
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

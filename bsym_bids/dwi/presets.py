@@ -6,7 +6,7 @@ key means in its comments, or a user's own.
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -186,9 +186,20 @@ def _read(path: Path) -> str:
         raise UsageError(f"{path}: cannot be read as text: {error}") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes 1e6 and 1e-2 for numbers, as YAML 1.2 does; to YAML 1.1 they are text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
 def _document(text: str, source: str) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UsageError(f"{source}: cannot be read as YAML: {error}") from error
     if not isinstance(document, dict):
@@ -248,7 +259,7 @@ def _number(low: float, high: float, unit: str = "") -> Check:
 
     def check(source: str, key: str, value: Any) -> float:
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if not numeric or not math.isfinite(value) or not low <= value <= high:
+        if not numeric or not low <= value <= high:
             raise _wrong(source, key, value, wanted)
         return float(value)
 
@@ -258,7 +269,7 @@ def _number(low: float, high: float, unit: str = "") -> Check:
 def _whole(low: int, high: int) -> Check:
     def check(source: str, key: str, value: Any) -> int:
         if isinstance(value, float) and value.is_integer():
-            value = int(value)  # 1e6 and the like are no integers to YAML
+            value = int(value)  # 1e6 and the like
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise _wrong(source, key, value, f"a whole number from {low} to {high}")
         return value

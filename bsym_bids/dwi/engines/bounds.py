@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from bsym_bids.dwi.presets import Preset
@@ -13,33 +14,54 @@ from bsym_bids.dwi.series import save_image
 from bsym_bids.errors import BadDataError
 
 
-def write_fa_bounds(fa: Path, preset: Preset, work: Path) -> dict[str, str]:
-    """Write the masks in which streamlines stay and begin.
-
-    They stay where FA is at least ``preset.fa_stop``, and begin where it is at least
-    ``preset.fa_seed`` and no edge of the brain is next: there noise passes for anisotropy.
+def write_fa_mask(fa: Path, preset: Preset, out: Path) -> Path:
+    """Write the mask in which streamlines stay: where FA is at least ``preset.fa_stop``.
 
     Parameters
     ----------
     fa : Path
         Fractional anisotropy, 0 outside of the brain.
     preset : Preset
-        With both thresholds.
-    work : Path
-        Folder for the masks.
+        With the threshold.
+    out : Path
+        The mask.
 
     Returns
     -------
-    dict
-        Paths of ``mask`` and ``seeds``.
+    Path
+        ``out``.
+    """
+    values, affine = _read(fa)
+    save_image(out, values >= preset.fa_stop, affine)
+    return out
+
+
+def write_fa_seeds(fa: Path, preset: Preset, out: Path) -> Path:
+    """Write the mask in which streamlines begin.
+
+    That is where FA is at least ``preset.fa_seed`` and no edge of the brain within two voxels:
+    there noise passes for anisotropy.
+
+    Parameters
+    ----------
+    fa : Path
+        Fractional anisotropy, 0 outside of the brain.
+    preset : Preset
+        With the threshold.
+    out : Path
+        The mask.
+
+    Returns
+    -------
+    Path
+        ``out``.
 
     Raises
     ------
     BadDataError
         Nowhere is the anisotropy high enough.
     """
-    image = nib.load(fa)
-    values = np.nan_to_num(np.asanyarray(image.dataobj, dtype=np.float32))
+    values, affine = _read(fa)
     inner = ndimage.binary_erosion(values > 0, iterations=2)
     seeds = inner & (values >= preset.fa_seed)
     if not seeds.any():
@@ -49,7 +71,11 @@ def write_fa_bounds(fa: Path, preset: Preset, work: Path) -> dict[str, str]:
             hint="see that gradients and mask belong to the series; fa_seed of the preset is the "
             "threshold",
         )
-    paths = {"mask": work / "tracking_mask.nii", "seeds": work / "seeds.nii"}
-    save_image(paths["mask"], values >= preset.fa_stop, image.affine)
-    save_image(paths["seeds"], seeds, image.affine)
-    return {key: str(path) for key, path in paths.items()}
+    save_image(out, seeds, affine)
+    return out
+
+
+def _read(fa: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    image = nib.load(fa)
+    values = np.nan_to_num(np.asanyarray(image.dataobj, dtype=np.float32))
+    return values, np.asarray(image.affine)

@@ -7,7 +7,8 @@ and halve the length of streamlines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -18,11 +19,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from bsym_bids.dwi.engines.bounds import write_fa_bounds
+from bsym_bids.dwi.engines.bounds import write_fa_seeds
 from bsym_bids.dwi.engines.grid import BrainGrid, brain_grid, masked_signals
 from bsym_bids.dwi.engines.volumes import Modelled, choose_volumes, tensor_volumes
 from bsym_bids.dwi.gradients import B0_MAX, Gradients, read_gradients, voxel_directions
-from bsym_bids.dwi.pool import workers
+from bsym_bids.dwi.pool import Workers, workers
 from bsym_bids.dwi.presets import Preset
 from bsym_bids.dwi.records import FittedModel, PlacedAnatomy, PreparedDwi
 from bsym_bids.dwi.series import save_image
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 #: Voxels that the response of a single fibre is estimated of: those of highest anisotropy, as
 #: ``dwi2response fa`` of MRtrix3 takes them.
 RESPONSE_VOXELS = 300
+#: mm2/s; nothing in a brain diffuses more slowly along a fibre, fixed tissue included.
+SLOWEST = 1e-5
 #: Amplitudes on the sphere are laid out before tracking, which then takes half the time, unless
 #: they would take more bytes than this.
 MOST_AMPLITUDES = 600 << 20
@@ -47,7 +50,7 @@ INTERFACE = 0.1
 # Voxels that one worker fits at a time: few enough for its memory to stay small.
 _CHUNK = 4000
 # Seeds that are tracked before it is counted how many more are needed.
-_FEWEST_SEEDS, _MOST_SEEDS = 2000, 20000
+_FEWEST_SEEDS, _MOST_SEEDS = 2000, 10000
 
 
 def load_dipy() -> DipyEngine:
@@ -59,7 +62,12 @@ def load_dipy() -> DipyEngine:
 
 @dataclass(frozen=True)
 class DipyEngine:
-    """DIPY as an `Engine`: CSD of one shell, probabilistic tracking with anatomical constraints."""
+    """DIPY as an `Engine`: CSD of one shell, probabilistic tracking with anatomical constraints.
+
+    Compared with MRtrix3, streamlines are shorter by up to two steps, for DIPY leaves out the point
+    in grey matter that ends one, and of long or bent bundles there are fewer, for it doesn't track
+    back where one ran into CSF.
+    """
 
     version: str
     name: str = "dipy"
@@ -80,13 +88,13 @@ class DipyEngine:
         n_volumes = int(nib.load(dwi.image).shape[3])
         gradients, notes = read_gradients(Path(dwi.bval), Path(dwi.bvec), n_volumes)
         modelled = choose_volumes(gradients, several_shells=False, lmax=preset.lmax, name=dwi.image)
-        fa = _write_fa(dwi, gradients, work, threads)
         grid = brain_grid(dwi, preset.voxel_size)
-        harmonics, details = _deconvolve(dwi, gradients, modelled, grid, threads)
+        with workers(threads) as pool:
+            fa = _write_fa(dwi, gradients, work, pool)
+            harmonics, details = _deconvolve(dwi, gradients, modelled, grid, pool)
         files = _write_amplitudes(harmonics, grid, preset, work)
         if placed.tissue is None:
-            bounds = write_fa_bounds(fa, preset, work)
-            files |= {"seeds": bounds["seeds"], "fa": str(fa)}
+            files |= {"seeds": str(write_fa_seeds(fa, preset, work / "seeds.nii")), "fa": str(fa)}
         else:
             files |= _write_tissue_bounds(Path(placed.tissue), grid, work)
         details |= {
@@ -146,12 +154,12 @@ def _table(gradients: Gradients, volumes: NDArray[np.intp], affine: NDArray) -> 
     return gradient_table(gradients.bvals[volumes], bvecs=directions, b0_threshold=B0_MAX, atol=0.1)
 
 
-def _write_fa(dwi: PreparedDwi, gradients: Gradients, work: Path, threads: int) -> Path:
+def _write_fa(dwi: PreparedDwi, gradients: Gradients, work: Path, pool: Workers) -> Path:
     """Fit the tensor to the lower shells and write the image of its anisotropy."""
     grid = brain_grid(dwi, None)
     volumes = tensor_volumes(gradients)
     table = _table(gradients, volumes, grid.affine)
-    values = _in_chunks(_fa_of, masked_signals(dwi, grid, volumes), threads, table)
+    values = _in_chunks(_fa_of, masked_signals(dwi, grid, volumes), pool, table)
     image = np.zeros(grid.mask.shape, np.float32)
     image[grid.mask] = values
     out = work / "fa.nii"
@@ -167,16 +175,21 @@ def _fa_of(signals: NDArray[np.float32], table: GradientTable) -> NDArray[np.flo
 
 
 def _in_chunks(
-    function: Any, signals: NDArray[np.float32], threads: int, *arguments: Any
+    function: Callable[..., NDArray[np.float32]],
+    signals: NDArray[np.float32],
+    pool: Workers,
+    *arguments: Any,
 ) -> NDArray[np.float32]:
-    """Call a function that works voxel by voxel on parts of the voxels, in several processes."""
+    """Call a function that works voxel by voxel on parts of the voxels, in several processes.
+
+    The parts are the same however many processes there are, and so is the result.
+    """
     chunks = [signals[start : start + _CHUNK] for start in range(0, len(signals), _CHUNK)]
-    with workers(min(threads, len(chunks))) as pool:
-        return np.concatenate(list(pool.map(function, chunks, *map(repeat, arguments))))
+    return np.concatenate(list(pool.map(function, chunks, *map(repeat, arguments))))
 
 
 def _deconvolve(
-    dwi: PreparedDwi, gradients: Gradients, modelled: Modelled, grid: BrainGrid, threads: int
+    dwi: PreparedDwi, gradients: Gradients, modelled: Modelled, grid: BrainGrid, pool: Workers
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Estimate the response of one fibre and deconvolve one shell.
 
@@ -194,19 +207,20 @@ def _deconvolve(
 
     table = _table(gradients, modelled.volumes, grid.fitted_affine)
     signals = masked_signals(dwi, grid, modelled.volumes)
-    fa = _in_chunks(_fa_of, signals, threads, table)
+    fa = _in_chunks(_fa_of, signals, pool, table)
     # Not at the rim, where a voxel is half air and noise passes for anisotropy.
     single = _highest(np.where(_inner(grid.mask)[grid.mask], fa, 0))
     response, ratio = response_from_mask_ssst(table, signals[None, None], single[None, None])
     eigenvalues, s0 = np.asarray(response[0], dtype=np.float64), float(response[1])
-    if not (np.isfinite(eigenvalues).all() and (eigenvalues > 0).all() and s0 > 0):
+    along, across = eigenvalues[:2]
+    if not (0 < across < along and along > SLOWEST and s0 > 0 and np.isfinite(along * s0)):
         raise BadDataError(
             f"{dwi.image}: the response of a single fibre makes no sense (diffusivities "
             f"{eigenvalues.tolist()} mm2/s, signal {s0:g})",
             hint="see that mask and gradients belong to the series",
         )
     harmonics = _in_chunks(
-        _csd_of, signals, threads, table, (eigenvalues, np.float64(s0)), modelled.lmax
+        _csd_of, signals, pool, table, (eigenvalues, np.float64(s0)), modelled.lmax
     )
     return harmonics, {
         "ResponseAlgorithm": f"{int(single.sum())} voxels of highest FA",
@@ -263,20 +277,23 @@ def _write_amplitudes(
 ) -> dict[str, str]:
     """Write what the tracker interpolates, and the affine of its grid.
 
-    It takes 64-bit numbers only; as a file that is mapped, all processes share one copy.
+    It takes 64-bit numbers only; the file is mapped by the processes that track, which share one
+    copy. It is not written through a map: on a full disk that kills instead of raising an error.
     """
     sphere = _sphere(preset.dipy.sphere)
     n_voxels, n_directions = grid.mask.size, len(sphere.vertices)
     laid_out = n_voxels * n_directions * 8 <= MOST_AMPLITUDES
     width = n_directions if laid_out else harmonics.shape[1]
     out = work / ("amplitudes.npy" if laid_out else "harmonics.npy")
-    array = np.lib.format.open_memmap(out, "w+", np.float64, (*grid.mask.shape, width))
+    header = {"descr": "<f8", "fortran_order": False, "shape": (*grid.mask.shape, width)}
     basis = _basis(sphere, harmonics.shape[1]).T
-    for index, inside in enumerate(grid.mask):  # a slab at a time
-        first = int(grid.mask[:index].sum())
-        part = harmonics[first : first + int(inside.sum())].astype(np.float64)
-        array[index][inside] = np.maximum(part @ basis, 0) if laid_out else part
-    array.flush()
+    ends = np.cumsum(grid.mask.sum(axis=(1, 2)))
+    with out.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for inside, part in zip(grid.mask, np.split(harmonics, ends[:-1]), strict=True):
+            slab = np.zeros((*inside.shape, width))
+            slab[inside] = np.maximum(part @ basis, 0) if laid_out else part
+            file.write(slab.data)
     affine = work / "grid.npy"
     np.save(affine, grid.fitted_affine)
     return {"orientations": str(out), "grid": str(affine)}
@@ -337,6 +354,16 @@ def _interface(grey: NDArray[np.float32], white: NDArray[np.float32]) -> NDArray
 
 
 # --- tracking ------------------------------------------------------------------------------------
+
+
+def _random_seed(seed: int) -> int:
+    """Return what DIPY multiplies with a place (2 x + 3 y + 5 z, voxels) to seed its walk from it.
+
+    The product is cut to a whole number of 32 bits. What is larger is cut by some processors so
+    that all walks get the same numbers; factors that are small give them to neighbours. Batches
+    need not differ in it, for their places do.
+    """
+    return 1_000_000 + seed % 500_000
 
 
 @dataclass(frozen=True)
@@ -405,8 +432,15 @@ class _Tracker:
         from dipy.tracking.tracker import probabilistic_tracking
 
         points, directions = self._seeds(rng, count)
+        if not len(points):
+            return []
         preset = self.preset
         side = float(abs(np.linalg.det(self.affine[:3, :3])) ** (1 / 3))
+        step = preset.dipy.step * side
+        # DIPY rounds lengths to whole mm and then down to whole steps, and counts the steps that
+        # end a streamline in, which it then leaves out.
+        fewest = max(math.ceil(preset.min_length / step - 1e-6), 1) + 1
+        most = math.floor(preset.max_length / step + 1e-6) + 1
         kind = "sf" if self.laid_out else "sh"
         lines = probabilistic_tracking(
             points,
@@ -415,16 +449,16 @@ class _Tracker:
             seed_directions=directions,
             **{kind: self.orientations},
             sphere=self.sphere,
-            min_len=preset.min_length,
-            max_len=preset.max_length,
-            step_size=preset.dipy.step * side,
+            min_len=math.floor(preset.min_length),
+            max_len=math.ceil(preset.max_length + 2 * step),
+            step_size=step,
             max_angle=preset.dipy.angle,
             pmf_threshold=preset.dipy.cutoff,
             nbr_threads=1,
-            random_seed=seed,
+            random_seed=_random_seed(seed),
             return_all=False,
         )
-        return [np.asarray(line, dtype=np.float32) for line in lines if len(line) > 1]
+        return [line.astype(np.float32) for line in lines if fewest <= len(line) <= most]
 
     def _seeds(
         self, rng: np.random.Generator, count: int

@@ -46,7 +46,7 @@ class BrainGrid:
     @property
     def is_coarsened(self) -> bool:
         """Whether volumes are resampled."""
-        return self.mask.shape != self.shape
+        return not np.array_equal(self.fitted_affine, self.affine)
 
     @property
     def voxel_size(self) -> float:
@@ -75,14 +75,20 @@ def brain_grid(dwi: PreparedDwi, voxel_size: float | None) -> BrainGrid:
     Raises
     ------
     BadDataError
-        The mask is empty or not on the grid of the series.
+        The mask is empty, not on the grid of the series, or so thin that nothing of it is left on
+        the coarser one.
     """
     image = nib.load(dwi.mask)
     mask = np.asanyarray(image.dataobj) > 0
     if mask.shape != nib.load(dwi.image).shape[:3]:
-        raise BadDataError(f"{dwi.mask}: is not on the grid of {dwi.image}")
+        raise BadDataError(
+            f"{dwi.mask}: is not on the grid of {dwi.image}",
+            hint="give the mask that belongs to the series",
+        )
     if not mask.any():
-        raise BadDataError(f"{dwi.mask}: the brain mask is empty")
+        raise BadDataError(
+            f"{dwi.mask}: the brain mask is empty", hint="make it again, or remove it"
+        )
     low, high = bounds(mask)
     corner = np.maximum(low - _MARGIN, 0)
     shape = np.minimum(high + _MARGIN + 1, mask.shape) - corner
@@ -92,7 +98,13 @@ def brain_grid(dwi: PreparedDwi, voxel_size: float | None) -> BrainGrid:
     grid = BrainGrid(_three(corner), _three(shape), affine, part, affine)
     if voxel_size is None or grid.voxel_size**3 >= _FINE * voxel_size**3:
         return grid
-    return _coarser(grid, voxel_size)
+    grid = _coarser(grid, voxel_size)
+    if not grid.mask.any():
+        raise BadDataError(
+            f"{dwi.mask}: nothing of the brain mask is left in voxels of {voxel_size:g} mm",
+            hint="see that it is the mask of a brain",
+        )
+    return grid
 
 
 def _coarser(grid: BrainGrid, voxel_size: float) -> BrainGrid:

@@ -3,7 +3,9 @@
 Commands whose results depend on the number of threads run on one (measured with 3.0.3:
 ``dwi2response``, whose sums differ in the last digits, ``tcksift2`` and ``tckgen``);
 ``dwi2tensor`` and ``dwi2fod`` work voxel by voxel and use all cores. ``mtnormalise`` takes so
-little time that it isn't worth finding out for all data.
+little time that it isn't worth finding out for all data. Even on one thread the last digit of a
+response differs in about one run of twelve (``amp2response``; where its memory happens to lie
+decides how it sums), so that responses are rounded before they are used.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids.dwi.commands import find_command, run
-from bsym_bids.dwi.engines.bounds import write_fa_bounds
+from bsym_bids.dwi.engines.bounds import write_fa_mask, write_fa_seeds
 from bsym_bids.dwi.engines.grid import brain_grid, write_fitted_series
 from bsym_bids.dwi.engines.volumes import Modelled, choose_volumes, tensor_volumes
 from bsym_bids.dwi.gradients import Gradients, read_gradients, write_gradients
@@ -41,6 +43,9 @@ COMMANDS = (
 )
 _TISSUES = {True: ("wm", "gm", "csf"), False: ("wm", "csf")}
 _ONE_THREAD = ("-nthreads", "0")
+_DIGITS = 9  # of a response
+# Second harmonic of a fibre's response at the highest b, as a share of the first: 0.4 at b = 1000.
+_LEAST_CONTRAST = 0.01
 
 
 def _missing_commands() -> list[str]:
@@ -149,8 +154,9 @@ class Mrtrix3Engine:
         command += ["-act", tissue] if tissue else []
         # Deconvolution with one response takes what grey matter gives for fibres as well.
         command += ["-fd_scale_gm"] if tissue and model.details["Tissues"] == ["wm"] else []
+        # Not "-nthreads 0" as elsewhere: it then leaves all weights at 1, without an error (3.0.3).
         try:
-            run([*command, *_ONE_THREAD, "-quiet", "-force"], folder=work)
+            run([*command, "-nthreads", "1", "-quiet", "-force"], folder=work)
             values = np.loadtxt(weights, dtype=np.float64, ndmin=1)
             return (values * float(np.loadtxt(mu))).astype(np.float32)
         finally:
@@ -206,13 +212,18 @@ class _Fit:
         responses, algorithm = self._responses(series, mask, modelled, several)
         deconvolve = self._msmt_csd if several else self._csd
         fod, tissues = deconvolve(series, mask, responses, modelled)
-        series.unlink()
-        return fod, {
+        details = {
             "ResponseAlgorithm": algorithm,
+            "Responses": {
+                name: np.loadtxt(path, ndmin=2).tolist() for name, path in responses.items()
+            },
             "DeconvolutionAlgorithm": "msmt_csd" if several else "csd",
             "Tissues": list(tissues),
             "FittedVoxelSize": [float(size) for size in nib.load(mask).header.get_zooms()[:3]],
         }
+        for path in (series, mask, *responses.values()):
+            path.unlink()
+        return fod, details
 
     def _responses(
         self, series: Path, mask: Path, modelled: Modelled, several: bool
@@ -233,8 +244,9 @@ class _Fit:
                 hint=f"see that {self.dwi.mask} covers the brain, and that the series is one of "
                 "diffusion-weighted volumes of a brain",
             ) from error
-        for path in out.values():
-            _check_response(path, self.dwi.image)
+        for name, path in out.items():
+            _round_response(path)
+            _check_response(path, self.dwi.image, is_fibre=name == "wm")
         return out, algorithm
 
     def _csd(
@@ -248,6 +260,7 @@ class _Fit:
         self._run(
             *("dwi2fod", "csd", series, response, fod, "-mask", mask, *order), several_threads=True
         )
+        response.unlink()
         return fod, ("wm",)
 
     def _msmt_csd(
@@ -272,7 +285,9 @@ class _Fit:
     def bounds(self, placed: PlacedAnatomy, fa: Path) -> dict[str, str]:
         """Lay out where streamlines begin and end."""
         if placed.tissue is None:
-            return write_fa_bounds(fa, self.preset, self.work)
+            mask = write_fa_mask(fa, self.preset, self.work / "tracking_mask.nii")
+            starts = write_fa_seeds(fa, self.preset, self.work / "seeds.nii")
+            return {"mask": str(mask), "seeds": str(starts)}
         seeds = self.work / "interface.nii"
         self._run("5tt2gmwmi", placed.tissue, seeds)
         if not np.asanyarray(nib.load(seeds).dataobj).any():
@@ -290,10 +305,23 @@ def _response_algorithm(parameters: Mrtrix3Parameters, several: bool) -> str:
     return "tournier" if parameters.response == "auto" else parameters.response
 
 
-def _check_response(path: Path, series: str) -> None:
-    """See that a response is one: the mean signal of each shell above zero."""
+def _round_response(path: Path) -> None:
+    """Round the numbers of a response, and keep the comments, which name its shells."""
+    lines = path.read_text("utf-8").splitlines()
+    rounded = [
+        line if line.startswith("#") else " ".join(f"{float(w):.{_DIGITS}g}" for w in line.split())
+        for line in lines
+    ]
+    path.write_text("\n".join(rounded) + "\n", "utf-8")
+
+
+def _check_response(path: Path, series: str, *, is_fibre: bool) -> None:
+    """See that a response is one: signal in each shell, and less of it along a fibre."""
     rows = np.loadtxt(path, ndmin=2)
-    if not np.isfinite(rows).all() or (rows[:, 0] <= 0).any():
+    good = np.isfinite(rows).all() and (rows[:, 0] > 0).all()
+    if good and is_fibre:
+        good = rows[-1, 1] < -_LEAST_CONTRAST * rows[-1, 0]
+    if not good:
         raise BadDataError(
             f"{series}: the response estimated of it makes no sense ({path.name}: {rows.tolist()})",
             hint="see that mask and gradients belong to the series",
