@@ -14,16 +14,18 @@ from bsym_bids.errors import BsymError, CannotCreateOutputError, UsageError
 
 #: The weights that come with the program.
 MODEL = "bsym-sim-v1"
+#: What recovered connectomes must reach: area under the ROC curve, and Pearson's r.
+LEAST_AUC, LEAST_R = 0.9, 0.7
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``bsym-demo``."""
     parser = Parser(
         prog="bsym-demo",
-        description="Make a small BIDS dataset with fMRIPrep-shaped derivatives, run bsym-bids on "
-        "it, and compare the functional connectivity with the one that was put in.",
+        description="Make a small BIDS dataset of simulated people, fMRI and diffusion MRI, run "
+        "bsym-bids on it, and compare the connectivity with the one that was put in.",
     )
-    parser.add_argument("out", type=Path, help="a new or empty folder; about 300 MB are needed")
+    parser.add_argument("out", type=Path, help="a new or empty folder; 5 GB have to be free")
     parser.add_argument("--seed", type=int, default=0, help="seed of the simulation (default: 0)")
     parser.add_argument("--nprocs", type=int, help="jobs at once (default: all cores)")
     parser.add_argument("--version", action="version", version=f"bsym-demo {__version__}")
@@ -57,10 +59,10 @@ def run_demo(out: Path, seed: int = 0, nprocs: int | None = None) -> int:
     Returns
     -------
     int
-        Exit code of the participant level.
+        Exit code of the participant level; 1 when a simulated connectome did not come back.
     """
     from bsym_bids.cli import main as bsym_bids
-    from bsym_bids.demo.dataset import make_demo_dataset
+    from bsym_bids.demo.dataset import PARTICIPANTS, WITH_SCAN, make_demo_dataset
     from bsym_bids.outputs.publish import explained
 
     if seed < 0:
@@ -70,18 +72,22 @@ def run_demo(out: Path, seed: int = 0, nprocs: int | None = None) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CannotCreateOutputError(f"{out}: is not empty", hint="name a new folder")
     started = time.monotonic()
-    print(f"bsym-demo: making a dataset of 3 simulated participants in {out / 'bids'}")
+    people = f"{len(PARTICIPANTS)} simulated participants"
+    print(f"bsym-demo: making a dataset of {people} in {out / 'bids'}", flush=True)
     with explained(out):
-        make_demo_dataset(out / "bids", seed=seed)
-    call = [str(out / "bids"), str(out / "outputs"), "participant", "--model", MODEL]
+        make_demo_dataset(out / "bids", seed=seed, scans=WITH_SCAN)
+    call = [str(out / "bids"), str(out / "outputs"), "participant"]
+    call += ["--model", MODEL, "--preset", "fast"]
     call += ["--nprocs", str(nprocs)] if nprocs is not None else []
     print(f"bsym-demo: bsym-bids {' '.join(call)}", flush=True)
     code = bsym_bids(call)
-    if code == 0:
-        print_comparison(out)
-        print_reconstruction(out / "outputs")
-        print_where_to_look(out, time.monotonic() - started)
-    return code
+    if code != 0:
+        return code
+    print_comparison(out)
+    print_reconstruction(out / "outputs")
+    recovered = print_connectomes(out)
+    print_where_to_look(out, time.monotonic() - started)
+    return 0 if recovered else 1
 
 
 def print_comparison(out: Path) -> None:
@@ -91,6 +97,24 @@ def print_comparison(out: Path) -> None:
     print("functional connectivity, recovered against simulated (correlation over ROI pairs):")
     for run, correlation in compare_with_truth(out / "bids", connectivity_files(out / "outputs")):
         print(f"  {run}: r = {correlation:.3f}")
+
+
+def print_connectomes(out: Path) -> bool:
+    """Print how well the bundles that were simulated came back; return whether well enough."""
+    from bsym_bids.demo.dataset import compare_connectomes
+
+    print(
+        "structural connectivity, recovered against simulated bundles (AUC of telling connected "
+        f"pairs of ROIs, at least {LEAST_AUC:g}; r of logarithms, at least {LEAST_R:g}):"
+    )
+    recovered = True
+    for measure, files in connectome_files(out / "outputs").items():
+        for scan, score in compare_connectomes(out / "bids", files):
+            enough = score.auc >= LEAST_AUC and score.r >= LEAST_R  # NaN is not
+            recovered &= enough
+            verdict = "" if enough else ": NOT RECOVERED"
+            print(f"  {scan}: AUC = {score.auc:.3f}, r = {score.r:.3f} ({measure}){verdict}")
+    return recovered
 
 
 def print_reconstruction(output_dir: Path) -> None:
@@ -111,6 +135,22 @@ def connectivity_files(output_dir: Path) -> list[Path]:
     return sorted(output_dir.rglob("*_stat-pearsoncorrelation_relmat.tsv"))
 
 
+def connectome_files(output_dir: Path) -> dict[str, list[Path]]:
+    """Return the connectomes of an output dataset by what they measure, one of each scan.
+
+    What was simulated are cross-sections of bundles. SIFT2 estimates these, and streamline counts
+    stand in for them where the engine has no SIFT2.
+    """
+    found: dict[str, list[Path]] = {"fibre bundle capacity": [], "streamline counts": []}
+    for counts in sorted(output_dir.rglob("*_desc-count_relmat.tsv")):
+        capacity = counts.with_name(counts.name.replace("_desc-count_", "_desc-sift2_"))
+        if capacity.is_file():
+            found["fibre bundle capacity"].append(capacity)
+        else:
+            found["streamline counts"].append(counts)
+    return found
+
+
 def print_where_to_look(out: Path, seconds: float) -> None:
     """Print the files that are worth opening first."""
     outputs = out / "outputs"
@@ -122,6 +162,10 @@ def print_where_to_look(out: Path, seconds: float) -> None:
         ("*_stat-pearsoncorrelation_relmat.tsv", "functional connectivity"),
         ("*_desc-functional_embedding.tsv", "BrainSymphony embeddings"),
         ("*_desc-reconstruction_qc.tsv", "how well held-out ROIs are reconstructed"),
+        ("*_desc-count_relmat.tsv", "structural connectome, streamlines between ROIs"),
+        ("*_desc-sampling_qc.tsv", "how reliable it is, by the number of streamlines"),
+        ("*_desc-structural_embedding.tsv", "structural embeddings"),
+        ("*_desc-fused_embedding.tsv", "embeddings of both modalities"),
     ):
         for path in sorted(folder.rglob(pattern))[:1]:
             print(f"  {path}: {meaning}")

@@ -1,13 +1,14 @@
-"""A small BIDS dataset with fMRIPrep-shaped derivatives, made without any real data."""
+"""A small BIDS dataset with the derivatives that preprocessing makes, without any real data."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bsym_bids import atlas
+from bsym_bids.errors import UsageError
 from bsym_bids.outputs.tables import Table
 from bsym_bids.simulation.bold import Artefacts, artefacts, series_with
+from bsym_bids.simulation.diffusion import Score, make_phantom, score_connectome
+from bsym_bids.simulation.diffusion_files import write_phantom
 from bsym_bids.simulation.people import draw_correlation
 
 _SPACE = "MNI152NLin2009cAsym"
@@ -26,6 +30,26 @@ _EXTENT_MM = (193, 229, 193)
 _BASELINE = 10_000.0  # fMRIPrep's series have arbitrary units of about this size
 _SIGNAL = 100.0  # one percent
 _NOISE = 1.0  # of a voxel, in standard deviations of the signal
+_SCAN_MM = 3.0
+#: b-values in s/mm2 and volumes of diffusion scans: few, for each has to be registered.
+_SHELLS = ((0.0, 2), (2500.0, 28))
+
+
+@dataclass(frozen=True)
+class DemoScan:
+    """A simulated diffusion scan.
+
+    Attributes
+    ----------
+    derivatives : {'fmriprep', 'qsiprep'}
+        ``fmriprep``: a raw series of a head that moves, with the anatomy that fMRIPrep makes.
+        ``qsiprep``: series and anatomy as QSIPrep makes them.
+    session : str, optional
+        Its session.
+    """
+
+    derivatives: Literal["fmriprep", "qsiprep"]
+    session: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,31 +63,40 @@ class DemoParticipant:
     sex : str
         ``F`` or ``M``.
     sessions : mapping of str to float
-        Repetition time in seconds of each session.
+        Repetition time in seconds of each session with a BOLD run.
     cifti : bool
         Grayordinates instead of a volume.
+    scan : DemoScan, optional
+        The diffusion scan.
     """
 
     age: int
     sex: str
     sessions: Mapping[str, float]
     cifti: bool = False
+    scan: DemoScan | None = None
 
 
-#: Who is simulated: both kinds of file, two repetition times, one person with two sessions.
+#: Who is simulated: both kinds of BOLD file, two repetition times, one person with two sessions;
+#: one person with both modalities, and one with diffusion alone.
 PARTICIPANTS: Mapping[str, DemoParticipant] = {
-    "01": DemoParticipant(24, "F", {"1": 0.8}),
+    "01": DemoParticipant(24, "F", {"1": 0.8}, scan=DemoScan("fmriprep", "1")),
     "02": DemoParticipant(41, "M", {"1": 0.8, "2": 2.0}),
     "03": DemoParticipant(67, "F", {"1": 0.8}, cifti=True),
+    "04": DemoParticipant(33, "M", {}, scan=DemoScan("qsiprep")),
 }
+#: Those with BOLD runs, and those with a diffusion scan.
+WITH_BOLD = tuple(label for label, person in PARTICIPANTS.items() if person.sessions)
+WITH_SCAN = tuple(label for label, person in PARTICIPANTS.items() if person.scan)
 
 
 def make_demo_dataset(
     out: Path,
     seed: int = 0,
-    participants: Sequence[str] = tuple(PARTICIPANTS),
+    participants: Sequence[str] = WITH_BOLD,
     resolution_mm: float = 4.0,
     n_volumes: int = 260,
+    scans: Sequence[str] = (),
 ) -> dict[str, NDArray[np.float64]]:
     """Make the dataset.
 
@@ -74,19 +107,21 @@ def make_demo_dataset(
     seed : int
         The same seed makes the same data.
     participants : sequence of str
-        Whom of `PARTICIPANTS` to simulate.
+        Whose BOLD runs to simulate, of `WITH_BOLD`.
     resolution_mm : float
         Voxel size of the volumes.
     n_volumes : int
         Volumes at a repetition time of 0.8 s; runs at another one last as long.
+    scans : sequence of str
+        Whose diffusion scans to simulate, of `WITH_SCAN`: some seconds each.
 
     Returns
     -------
     dict of str to ndarray
         The functional connectivity (450, 450) that was put into each run, by the run's name. It is
-        also kept in ``sourcedata/simulation``.
+        also kept in ``sourcedata/simulation``, and so is what is true of each scan.
     """
-    _describe(out, participants)
+    _describe(out, sorted({*participants, *scans}))
     truth = {}
     for label in participants:
         person = PARTICIPANTS[label]
@@ -109,6 +144,8 @@ def make_demo_dataset(
     folder.mkdir(parents=True)
     for name, correlation in truth.items():
         np.savez_compressed(folder / f"{name}_truth.npz", connectivity=correlation)
+    for label in scans:
+        _write_scan(out, label, seed)
     return truth
 
 
@@ -138,6 +175,42 @@ def compare_with_truth(dataset: Path, files: Iterable[Path]) -> list[tuple[str, 
         r = np.corrcoef(found[upper][usable], truth[upper][usable])[0, 1]
         compared.append((name, float(r)))
     return compared
+
+
+def compare_connectomes(dataset: Path, files: Iterable[Path]) -> list[tuple[str, Score]]:
+    """Compare recovered structural connectomes with the bundles that were simulated.
+
+    Parameters
+    ----------
+    dataset : Path
+        The simulated dataset.
+    files : iterable of Path
+        Tables of fibre bundle capacity or streamline counts, as the participant level writes them.
+
+    Returns
+    -------
+    list of (str, Score)
+        Name of the scan, and how well its bundles were found; see `score_connectome`.
+    """
+    compared = []
+    for path in files:
+        name = re.split("_(?:space|atlas)-", path.name)[0]
+        truth_file = dataset / "sourcedata" / "simulation" / f"{name}_dwi_truth.npz"
+        truth = np.load(truth_file)["weights"]
+        found = np.genfromtxt(path, delimiter="\t", skip_header=1, missing_values="n/a")[:, 1:]
+        compared.append((name, score_connectome(found, truth)))
+    return compared
+
+
+def _write_scan(out: Path, label: str, seed: int) -> None:
+    """Write a person's diffusion scan, their anatomy, and what is true of both."""
+    scan = PARTICIPANTS[label].scan
+    if scan is None:
+        raise UsageError(f"participant {label} has no diffusion scan")
+    still = {"rotation": (0, 0, 0), "motion": 0} if scan.derivatives == "qsiprep" else {}
+    own_seed = int(np.random.SeedSequence((seed, int(label))).generate_state(1)[0])
+    phantom = make_phantom(own_seed, voxel_mm=_SCAN_MM, shells=_SHELLS, **still)
+    write_phantom(phantom, out, label, derivatives=scan.derivatives, session=scan.session)
 
 
 def _describe(out: Path, participants: Sequence[str]) -> None:

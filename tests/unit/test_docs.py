@@ -1,23 +1,30 @@
 """What the documentation promises to be complete about."""
 
+import ast
 import json
 import re
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from bsym_bids import atlas, outputs
+from bsym_bids import atlas, dwi, outputs
 from bsym_bids.bold.cleaning import CleanedRun
 from bsym_bids.bold.nuisance import load_strategy
 from bsym_bids.bold.parcellate import Parcellation
 from bsym_bids.bold.windows import WINDOW_LENGTH, Windows
 from bsym_bids.cli import build_parser
 from bsym_bids.config import RunConfig
-from bsym_bids.inputs.records import BoldRun, Derivatives
-from bsym_bids.jobs import RunJob, Settings
+from bsym_bids.dwi.connectome import Connectome
+from bsym_bids.dwi.presets import load_preset
+from bsym_bids.dwi.records import FittedModel, PlacedAnatomy, PreparedDwi
+from bsym_bids.dwi.tissue import tissue_volumes
+from bsym_bids.inputs.records import Anatomy, BoldRun, Derivatives, DwiImage, DwiScan
+from bsym_bids.jobs import FusionJob, RunJob, ScanJob, ScanSettings, Settings
 from bsym_bids.model import cards
 from bsym_bids.model.checking import ModelCheck, Row, check_settings
 from bsym_bids.model.cli import build_parser as build_model_parser
@@ -25,11 +32,28 @@ from bsym_bids.model.domain import Verdict
 from bsym_bids.model.embed import FunctionalEmbedding
 from bsym_bids.model.reconstruction import ReconstructionQuality
 from bsym_bids.model.structural import EdgeConvention
+from bsym_bids.model.structural_embedding import (
+    ConnectomeInput,
+    FusedEmbedding,
+    StructuralEmbedding,
+)
 from bsym_bids.model.weights import resolve_release
+from bsym_bids.outputs import connectome, structural
 from bsym_bids.outputs.checks import write_check
+from bsym_bids.outputs.connectome import write_connectome
 from bsym_bids.outputs.dataset import describe_dataset
 from bsym_bids.outputs.embedding import write_embedding
-from bsym_bids.outputs.names import STATISTICS, RunNames, products
+from bsym_bids.outputs.names import (
+    STATISTICS,
+    TRACTOGRAM,
+    TRACTOGRAM_FORMATS,
+    RunNames,
+    ScanNames,
+    fusion_products,
+    products,
+    scan_products,
+)
+from bsym_bids.outputs.structural import write_fused, write_structural
 from bsym_bids.outputs.timeseries import write_timeseries
 from bsym_bids.summary import Outcome, write_summary
 
@@ -37,11 +61,43 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OUTPUTS = (ROOT / "docs" / "outputs.md").read_text("utf-8")
 MODELS = (ROOT / "docs" / "models.md").read_text("utf-8")
+RUNNING = (ROOT / "docs" / "running.md").read_text("utf-8")
 N, T, D = atlas.N_ROIS, 12, 2
+# Keys that no sidecar gets: times of the steps of sampling, and types of numbers in .tck files.
+NOT_WRITTEN = {"Sampling", "Weights", "Tractogram", "Total"} | {
+    f"Float{size}{order}" for size in (32, 64) for order in ("LE", "BE")
+}
 
 
-def undocumented(names):
-    return sorted(name for name in set(names) if f"`{name}`" not in OUTPUTS)
+def undocumented(names, text=OUTPUTS):
+    return sorted(name for name in set(names) if f"`{name}`" not in text)
+
+
+def section(heading):
+    """Return what docs/outputs.md has under a heading of the second level."""
+    found = re.search(rf"^## {heading}$.*?(?=^## |\Z)", OUTPUTS, re.M | re.S)
+    assert found, heading
+    return found[0]
+
+
+RUN = section("Files of one BOLD run")
+SCAN = section("Files of one diffusion scan")
+BOTH = section("Files of a run and a scan together")
+
+
+def told_keys():
+    """Return every key that a step of a scan may put among the details of its record."""
+    names = set()
+    for path in Path(dwi.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Dict):
+                names |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
+            elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+                names.add(node.slice.value)
+            elif isinstance(node, ast.Call):
+                names |= {keyword.arg for keyword in node.keywords}
+    keys = {n for n in names if isinstance(n, str) and re.fullmatch(r"[A-Z]\w*[a-z]\w*", n)}
+    return keys - NOT_WRITTEN
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +115,14 @@ def dataset(tmp_path_factory):
         density="91k",
         **inputs,
     )
-    config = RunConfig(folder, folder / "OUT", "participant", model="untrained")
+    config = RunConfig(
+        folder,
+        folder / "OUT",
+        "participant",
+        model="untrained",
+        engine="dipy",
+        save_tractogram="tck",
+    )
     settings = Settings.of(config, load_strategy("acompcor"), resolve_release("untrained"))
     names = RunNames(config.output_dir, run.entities, run.space, run.resolution, run.density)
     job = RunJob(run, names, settings)
@@ -102,9 +165,63 @@ def dataset(tmp_path_factory):
     describe_dataset(config.output_dir, {"fmriprep": folder})
     write_timeseries(job, parcellation, cleaned)
     write_embedding(job, cleaned, windows, embedding, quality)
+    scan = a_scan(folder, config, settings.release)
+    write_scan(scan, folder)
+    write_fused(FusionJob(job, scan), FusedEmbedding(*rng.random((2, 1, N, D))))
     write_check(a_check(settings.release, config.output_dir), config.output_dir)
     write_summary([Outcome("01", "n/a", "done")], config.output_dir / "logs" / "x_summary.tsv")
     return config.output_dir
+
+
+def a_scan(folder, config, release):
+    """Return a scan of empty files."""
+    raw = Derivatives("raw", folder)
+    files = {kind: folder / f"sub-01_dwi.{kind}" for kind in ("nii.gz", "bval", "bvec")}
+    t1w = folder / "sub-01_T1w.nii.gz"
+    for path in (*files.values(), t1w):
+        path.touch()
+    entities = {"sub": "01", "ses": "1"}
+    scan = DwiScan(
+        entities, (DwiImage(*files.values()),), raw, "ACPC", anatomy=Anatomy("raw", t1w, raw)
+    )
+    names = ScanNames(config.output_dir, entities, "ACPC", tractogram="tck")
+    return ScanJob(scan, names, ScanSettings.of(config, release))
+
+
+def write_scan(job, folder):
+    """Write what comes of a scan, with made-up numbers and every key that its steps may tell."""
+    rng = np.random.default_rng(1)
+    square, details = rng.random((N, N)), dict.fromkeys(told_keys(), 0)
+    image, tracks = folder / "image.nii", folder / "tracks.tck"
+    nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.int16), np.eye(4)), image)
+    tracks.touch()
+    volumes = {"TissueVolumesMl": tissue_volumes(np.ones((1, 1, 1, 5), np.float32), 1.0)}
+    counts = np.triu(rng.integers(0, 9, (N, N)), 1)
+    found = Connectome(
+        counts=(counts + counts.T).astype(float),
+        sift2=square,
+        meanlength=square,
+        meanfa=square,
+        roi_volumes=np.ones(N),
+        roi_streamlines=counts.sum(0),
+        curve=np.array([[10, 0.5], [20, 0.7]]),
+        sampling_reliability=0.7,
+        n_streamlines=20,
+        n_assigned=20,
+        n_unassigned_ends=0,
+        details=details,
+    )
+    write_connectome(
+        job,
+        PreparedDwi(*[str(image)] * 5, details=details),
+        PlacedAnatomy(str(image), details=details | volumes),
+        FittedModel("dipy", "1", {}, str(image), details=details),
+        found,
+        tracks,
+    )
+    quality = dict.fromkeys(structural._EDGE_COLUMNS, 0.5)
+    given = ConnectomeInput(square.astype(np.float32), np.zeros(N, bool), 20.0, 1.0)
+    write_structural(job, given, StructuralEmbedding(rng.random((N, D)), square, quality, 1))
 
 
 def a_check(release, folder):
@@ -141,14 +258,26 @@ def keys_of(value):
 
 
 @pytest.mark.parametrize("key", products())
-def test_every_product_is_described(key):
+def test_every_product_of_a_run_is_described(key):
     product = products()[key]
     for statistic in STATISTICS.values() if "{statistic}" in product.stat else ("",):
         stat = product.stat.format(statistic=statistic)
         name = "_".join(
             [f"stat-{stat}"] * bool(stat) + [f"desc-{product.desc}"] * bool(product.desc)
         )
-        assert undocumented([f"{name}_{product.suffix}{product.extension}"]) == []
+        assert undocumented([f"{name}_{product.suffix}{product.extension}"], RUN) == []
+
+
+@pytest.mark.parametrize(
+    ("product", "text"),
+    [(p, SCAN) for p in scan_products().values()] + [(p, BOTH) for p in fusion_products().values()],
+    ids=lambda value: getattr(value, "key", ""),
+)
+def test_every_product_of_scans_is_described(product, text):
+    name = f"desc-{product.desc}_{product.suffix}" if product.desc else product.suffix
+    kinds = [f".{kind}" for kind in TRACTOGRAM_FORMATS]
+    endings = kinds if product.key == TRACTOGRAM else [product.extension]
+    assert undocumented([name + ending for ending in endings], text) == []
 
 
 def test_every_declared_column_is_described():
@@ -163,6 +292,15 @@ def test_every_declared_column_is_described():
     assert undocumented(columns) == []
 
 
+def test_every_column_of_scans_is_described_among_their_files():
+    tables = [
+        *(connectome._ROI_COLUMNS, connectome._SAMPLING_COLUMNS, connectome._SCAN_COLUMNS),
+        structural._EDGE_COLUMNS,
+    ]
+    assert undocumented([column for table in tables for column in table], SCAN) == []
+    assert undocumented(structural._GATE_COLUMNS, BOTH) == []
+
+
 def test_every_column_array_and_key_that_is_written_is_described(dataset):
     names = []
     for path in dataset.rglob("*.tsv"):
@@ -173,8 +311,14 @@ def test_every_column_array_and_key_that_is_written_is_described(dataset):
             names += arrays.files
     for path in dataset.rglob("*.json"):
         names += keys_of(json.loads(path.read_text("utf-8")))
-    assert {"Warning", "masks", "Density"} <= set(names)
+    assert {"Warning", "masks", "Density", "StoppedBy", "SubcorticalGrey"} <= set(names)
     assert undocumented(names) == ["fmriprep"]  # a link of this dataset
+
+
+def test_every_key_of_a_preset_is_described():
+    keys = keys_of(asdict(load_preset("fast")))
+    assert {"seeds_per_streamline", "sphere"} <= set(keys)
+    assert undocumented(keys, RUNNING) == []
 
 
 def test_every_file_of_the_dataset_is_described(dataset):
@@ -186,13 +330,16 @@ def test_every_file_of_the_dataset_is_described(dataset):
     )
 
 
-def test_the_snippet_reads_what_is_written(dataset, monkeypatch, capsys):
-    (snippet,) = (s for s in re.findall(r"```python\n(.*?)```", OUTPUTS, re.S) if "read_csv" in s)
+def test_the_snippets_read_what_is_written(dataset, monkeypatch, capsys):
+    snippets = re.findall(r"```python\n(.*?)```", section("Reading them in Python"), re.S)
     monkeypatch.chdir(dataset.parent)
-    exec(snippet, {})
+    names = {}
+    for snippet in snippets:
+        exec(snippet, names)
     printed = capsys.readouterr().out
     assert f"({T}, {N}) (1, {N}, {D})" in printed
     assert "random weights" in printed
+    assert "reliability 0.700" in printed
 
 
 def test_every_option_is_described():
