@@ -109,7 +109,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         "--modalities",
         nargs="+",
         choices=MODALITIES,
-        help="what to process (default: bold; dwi is for --dry-run only in this version)",
+        help="what to process (default: both, where there are both)",
     )
     add(
         "--bids-filter-file",

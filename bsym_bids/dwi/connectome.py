@@ -61,7 +61,7 @@ class Connectome:
         Number of streamlines.
     sift2 : ndarray, optional
         Fibre bundle capacity: sum of the streamlines' SIFT2 weights times mu (Smith et al. 2022,
-        doi:10.1016/j.neuroimage.2022.119613); None where the engine has none.
+        doi:10.52294/ApertureNeuro.2022.2.NEOD9565); None where the engine has none.
     meanlength : ndarray
         Mean length of the streamlines in mm, NaN where there is none.
     meanfa : ndarray

@@ -45,6 +45,10 @@ _SCAN_COLUMNS = {
     "absent_rois": "ROIs without a voxel in the person's space",
     "rois_without_streamlines": "ROIs that are present, but that no streamline ends in",
     "mean_length": ("Mean length of the streamlines between ROIs", "mm"),
+    "registration": "Verdict on the registration: good or poor, as in the sidecar",
+    "mean_translation": ("Mean shift of the head; n/a where it was not corrected here", "mm"),
+    "mean_rotation": ("Mean turn of the head; n/a where it was not corrected here", "degrees"),
+    "gradient_check": "What the check of the gradients led to: none, corrected, warned or off",
 }
 
 
@@ -90,7 +94,7 @@ def write_connectome(
     contents |= {
         "rois": _roi_table(connectome),
         "sampling": Matrix(connectome.curve, list(_SAMPLING_COLUMNS)),
-        "scan_quality": Table({key: [value] for key, value in _quality(connectome).items()}),
+        "scan_quality": Table({key: [value] for key, value in _quality(dwi, placed, connectome).items()}),
         "labels": FileCopy(Path(placed.labels)),
         "reference": FileCopy(Path(dwi.b0)),
     }
@@ -162,8 +166,9 @@ def _roi_table(connectome: Connectome) -> Table:
     )
 
 
-def _quality(connectome: Connectome) -> dict[str, Any]:
+def _quality(dwi: PreparedDwi, placed: PlacedAnatomy, connectome: Connectome) -> dict[str, Any]:
     """Return the row of `_SCAN_COLUMNS`."""
+    motion = dwi.details.get("MotionCorrection", {})
     present = connectome.roi_volumes > 0
     pairs = np.triu(present & present[:, None], k=1)
     counts = np.where(pairs, connectome.counts, 0)
@@ -176,6 +181,10 @@ def _quality(connectome: Connectome) -> dict[str, Any]:
         "absent_rois": int((~present).sum()),
         "rois_without_streamlines": int((present & (connectome.roi_streamlines == 0)).sum()),
         "mean_length": _weighted_mean(connectome.meanlength, counts),
+        "registration": placed.details.get("RegistrationQuality", {}).get("Verdict"),
+        "mean_translation": motion.get("MeanTranslationMm"),
+        "mean_rotation": motion.get("MeanRotationDegrees"),
+        "gradient_check": dwi.details.get("GradientCheck", {}).get("Action"),
     }
     return {name: row[name] for name in _SCAN_COLUMNS}
 

@@ -5,6 +5,7 @@ One run over a dataset in which each participant's scan has one fault.
 
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 
@@ -116,13 +117,17 @@ ANATOMICAL = (empty_brain_mask, transform_for_another_person, transform_that_is_
 
 
 @pytest.fixture(scope="module")
-def broken(dataset, tmp_path_factory) -> Path:
+def phantom():
+    return make_phantom(
+        0, voxel_mm=5.0, shells=((0, 2), (1000, 12)), rotation=(0, 0, 0), motion=0, t1w_mm=2.0
+    )
+
+
+@pytest.fixture(scope="module")
+def broken(dataset, phantom, tmp_path_factory) -> Path:
     """The made dataset, with a broken scan for one of its participants, and one for each fault."""
     bids = tmp_path_factory.mktemp("broken") / "bids"
     shutil.copytree(dataset, bids)
-    phantom = make_phantom(
-        0, voxel_mm=5.0, shells=((0, 2), (1000, 12)), rotation=(0, 0, 0), motion=0, t1w_mm=2.0
-    )
     for label, (breaks, _) in FAULTS.items():
         of_anatomy = breaks in ANATOMICAL  # the others fail as fast without
         write_phantom(phantom, bids, label, derivatives="fmriprep", with_t1w=of_anatomy)
@@ -171,3 +176,21 @@ def test_time_series_of_the_same_person_are_done(outcome):
     assert f"sub-{WITH_BOLD}_dwi.nii.gz" in rows.loc[f"sub-{WITH_BOLD}_dwi", "reason"]
     files = [p for p in out.glob(f"sub-{WITH_BOLD}/**/*") if p.suffix in (".tsv", ".npz")]
     assert len(files) == len(products())
+
+
+# The limits fall into the series, and into what tracking reads; both engines write with others.
+@pytest.mark.parametrize("largest", [100_000, 3_000_000])
+@pytest.mark.parametrize("engine", ["dipy", pytest.param("mrtrix3", marks=pytest.mark.mrtrix3)])
+def test_disk_that_takes_no_more_is_explained(phantom, small_model, tmp_path, largest, engine):
+    write_phantom(phantom, tmp_path / "bids", "01", derivatives="qsiprep", with_t1w=False)
+    out = tmp_path / "out"
+    result = participant_level(
+        tmp_path / "bids",
+        out,
+        *small_model,
+        *("--engine", engine, "--preset", "fast", "--streamlines", "20000"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
+    )
+    assert result.code == 74, result.err
+    assert "Traceback" not in result.err and "hint" in result.err
+    assert not [path for path in out.glob("sub-*/**/*") if path.is_file()]

@@ -146,6 +146,15 @@ def both(folder):
     return [int(word) for word in (folder / "pids").read_text().split()]
 
 
+@pytest.fixture
+def interruptible():
+    """What starts the tests in the background makes them ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_command_and_its_children(tmp_path):
     def interrupt():
         both(tmp_path)
