@@ -51,7 +51,13 @@ def init_dwi_scan_wf(*, job: ScanJob, threads: int = 1) -> Workflow:
         writers.append(_connect_tracking(workflow, job, threads))
     if "structural" in to_do:
         writers.append(_connect_model(workflow, job, writers, threads))
-    tidy = Node(RemoveWork(keep=[node.name for node in writers]), name="tidy", mem_gb=_SMALL_GB)
+    # Again each time: its inputs are the same when a scan is done anew, but not what there is.
+    tidy = Node(
+        RemoveWork(keep=[node.name for node in writers]),
+        name="tidy",
+        overwrite=True,
+        mem_gb=_SMALL_GB,
+    )
     workflow.connect(writers[-1], "out_files", tidy, "after")
     return workflow
 
@@ -63,6 +69,7 @@ def _connect_images(workflow: Workflow, job: ScanJob, threads: int) -> tuple[Nod
         PrepareDwi(
             scan=scan,
             identity=[file_identity(path) for path in scan.own_files],
+            tools=dict(job.preprocessing),
             threads=threads,
         ),
         name="prepare",
@@ -82,7 +89,6 @@ def _connect_images(workflow: Workflow, job: ScanJob, threads: int) -> tuple[Nod
     place = Node(
         PlaceAnatomy(same_space=scan.same_space, threads=threads),
         name="place",
-        n_procs=threads,
         mem_gb=_REGISTRATION_GB,
     )
     workflow.connect(

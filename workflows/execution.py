@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -20,6 +20,7 @@ from nipype.pipeline.engine import Node, Workflow
 from nipype.pipeline.plugins.base import PluginBase
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
+from bsym_bids.dwi.pool import stop_processes, tie
 from bsym_bids.errors import (
     DEVICE_ERRORS,
     InputMissingError,
@@ -31,7 +32,6 @@ from bsym_bids.interfaces.base import FAILURE_RECORD
 
 StatusCallback = Callable[[Node, str], None]
 WORKER_DIED = "a worker process was killed (often: not enough memory)"
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class LocalPlugin(MultiProcPlugin):
         try:
             super().run(graph, config, updatehash)
         except BaseException:
-            self._stop_workers()
+            stop_processes(self.pool)
             raise
 
     def _submit_job(self, node: Node, updatehash: bool = False) -> int:
@@ -103,20 +103,24 @@ class LocalPlugin(MultiProcPlugin):
 
     def _renew_pool(self) -> None:
         self.pool.shutdown(wait=False)
-        self.pool = ProcessPoolExecutor(
-            max_workers=self.processors, initializer=_start_worker, initargs=(self._cwd,)
-        )
-
-    def _stop_workers(self) -> None:
-        workers = list((self.pool._processes or {}).values())  # None once it is shut down
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join()
+        self.pool = _new_pool(self.processors, self._cwd)
 
 
-def _start_worker(folder: str) -> None:
+def _new_pool(processes: int, folder: str) -> ProcessPoolExecutor:
+    """Return a pool of workers that belong to this process.
+
+    On Linux they are forked, which Python does by itself before 3.14 only: otherwise they have
+    another parent than this process.
+    """
+    return ProcessPoolExecutor(
+        processes,
+        mp_context=get_context("fork" if sys.platform == "linux" else None),
+        initializer=_start_worker,
+        initargs=(folder, os.getpid()),
+    )
+
+
+def _start_worker(folder: str, parent: int) -> None:
     """Prepare a worker: the process that started it ends it, and takes it along when it dies.
 
     Ctrl-C reaches every process of a terminal; a worker that it met at rest would print a
@@ -125,8 +129,7 @@ def _start_worker(folder: str) -> None:
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    tie(parent, signal.SIGKILL)()
 
 
 def call_apart(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -137,7 +140,7 @@ def call_apart(function: Callable[..., Any], *arguments: Any) -> Any:
     ParticipantsFailedError
         The process was killed.
     """
-    with ProcessPoolExecutor(1, initializer=_start_worker, initargs=(os.getcwd(),)) as pool:
+    with _new_pool(1, os.getcwd()) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:

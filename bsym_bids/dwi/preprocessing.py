@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,6 +36,7 @@ from bsym_bids.dwi.series import (
     write_slab,
     write_volume,
 )
+from bsym_bids.dwi.tools import mrtrix3_version
 from bsym_bids.errors import BadDataError
 from bsym_bids.inputs.records import DwiImage, DwiScan
 
@@ -185,7 +185,7 @@ def _denoise(series: Series, work: Path, threads: int, pool: Workers) -> Series:
     if find_command("dwidenoise"):
         command = ["dwidenoise", series.image, out, "-noise", noise, *_quietly(threads)]
         run(command, folder=work)
-        details = {"Tool": "dwidenoise", "Version": mrtrix3_version(work)}
+        details = {"Tool": "dwidenoise", "Version": mrtrix3_version("dwidenoise")}
     else:
         details = _denoise_with_dipy(series, out, noise, pool)
     series.image.unlink()
@@ -248,7 +248,7 @@ def _remove_ringing(series: Series, work: Path, threads: int, pool: Workers) -> 
         axes = ",".join(str(other) for other in range(3) if other != axis)
         command = ["mrdegibbs", series.image, out, "-axes", axes, *_quietly(threads)]
         run(command, folder=work)
-        details = {"Tool": "mrdegibbs", "Version": mrtrix3_version(work)}
+        details = {"Tool": "mrdegibbs", "Version": mrtrix3_version("mrdegibbs")}
     else:
         import dipy
 
@@ -496,10 +496,3 @@ def _refuse_empty(mask: NDArray[np.bool_], path: Path) -> None:
 def _quietly(threads: int) -> list[str]:
     """Return options of MRtrix3; its number of threads counts those beside the first."""
     return ["-nthreads", str(threads if threads > 1 else 0), "-quiet", "-force"]
-
-
-def mrtrix3_version(folder: Path) -> str:
-    """Return the version of the MRtrix3 on the PATH."""
-    text = run(["dwidenoise", "-version"], folder=folder)
-    found = re.search(r"\d+\.\d+[\w.\-]*", text)
-    return found.group() if found else "unknown"

@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bsym_bids import atlas
 from bsym_bids.dwi.transforms import Volume, load_volume
@@ -42,10 +41,3 @@ def template_labels() -> Volume:
     """Return the 450-ROI atlas on the template, int16."""
     volume = load_volume(atlas.volume_path(SPACE, 1))
     return Volume(volume.data.astype(np.int16), volume.affine)
-
-
-def roi_sizes() -> NDArray[np.float64]:
-    """Return the volume of every ROI on the template in mm3, shape (450,)."""
-    labels = template_labels()
-    counts = np.bincount(labels.data.ravel(), minlength=atlas.N_ROIS + 1)[1:]
-    return counts * labels.voxel_volume

@@ -36,9 +36,11 @@ def _movement(scan: DwiScan) -> tuple[str, str]:
     """Say what corrects movement, and what becomes of distortions."""
     from bsym_bids.dwi.fsl import find_fsl
 
-    images = (*scan.images, *scan.reverse)
-    encodings = {image.phase_encoding for image in images}
+    encodings = {image.phase_encoding for image in scan.images}
     fsl = None if None in encodings else find_fsl()
+    encodings |= {image.phase_encoding for image in scan.reverse}
+    if fsl is not None:
+        encodings -= {None}  # of what only serves to measure distortions, and is left out then
     movement = "motion and eddy currents by registration" if fsl is None else "FSL's eddy"
     if fsl is not None and fsl.topup and len(encodings) > 1:
         return movement, "distortions by FSL's topup"

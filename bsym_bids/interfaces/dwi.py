@@ -22,6 +22,7 @@ class _ThreadsInputSpec(PlainInputSpec):
 class _PrepareInputSpec(_ThreadsInputSpec):
     scan = traits.Any(mandatory=True, desc="the scan's input files")
     identity = traits.Any(desc="state of the input files, so that changes are seen")
+    tools = traits.Any(desc="what preprocesses raw series, so that changes are seen")
 
 
 class _DwiOutputSpec(TraitedSpec):

@@ -32,6 +32,8 @@ class ScanSettings:
         What decides the connectome.
     structural : mapping
         What decides, on top of that, the structural embedding; empty when the model has none.
+    preprocessing : mapping
+        What preprocesses raw series here, which decides their connectomes too.
     engine : Engine
         What tracks.
     preset : Preset
@@ -46,6 +48,7 @@ class ScanSettings:
 
     connectome: Mapping[str, Any]
     structural: Mapping[str, Any]
+    preprocessing: Mapping[str, str]
     engine: Engine
     preset: Preset
     rule: SamplingRule
@@ -66,6 +69,7 @@ class ScanSettings:
         from bsym_bids.dwi.engines import resolve_engine
         from bsym_bids.dwi.presets import load_preset
         from bsym_bids.dwi.sampling import SamplingRule
+        from bsym_bids.dwi.tools import preprocessing_tools
 
         preset = load_preset(config.preset)
         engine = resolve_engine(config.engine)
@@ -79,12 +83,13 @@ class ScanSettings:
             connectome={
                 "Engine": engine.name,
                 "EngineVersion": engine.version,
-                "Preset": asdict(preset),
+                "Preset": preset.parameters(engine.name),
                 "SamplingRule": asdict(rule),
                 "GradientCheck": config.gradient_check,
                 "Seed": config.seed,
             },
             structural=_structural_settings(config, release),
+            preprocessing=preprocessing_tools(),
             engine=engine,
             preset=preset,
             rule=rule,
@@ -141,6 +146,11 @@ class ScanJob(Job):
         """What the scan is called in messages and tables."""
         return self.scan.label
 
+    @property
+    def preprocessing(self) -> Mapping[str, str]:
+        """What preprocesses the series; empty where that was done elsewhere."""
+        return {} if self.scan.is_preprocessed else self.settings.preprocessing
+
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:
         """Expected fingerprint of each group of outputs."""
@@ -149,7 +159,8 @@ class ScanJob(Job):
             (image.phase_encoding, image.readout_time)
             for image in (*self.scan.images, *self.scan.reverse)
         ]
-        common = [__version__, inputs, acquired, self.settings.connectome, self.settings.tractogram]
+        settings = self.settings.connectome, self.settings.tractogram
+        common = [__version__, inputs, acquired, self.preprocessing, *settings]
         found = {"connectome": fingerprint(*common)}
         if self.settings.structural:
             found["structural"] = fingerprint(*common, self.settings.structural)

@@ -94,7 +94,9 @@ def write_connectome(
     contents |= {
         "rois": _roi_table(connectome),
         "sampling": Matrix(connectome.curve, list(_SAMPLING_COLUMNS)),
-        "scan_quality": Table({key: [value] for key, value in _quality(dwi, placed, connectome).items()}),
+        "scan_quality": Table(
+            {key: [value] for key, value in _quality(dwi, placed, connectome).items()}
+        ),
         "labels": FileCopy(Path(placed.labels)),
         "reference": FileCopy(Path(dwi.b0)),
     }

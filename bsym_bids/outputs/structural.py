@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def read_embeddings(job: FusionJob) -> tuple[NDArray[np.float32], NDArray[np.flo
     try:
         with np.load(functional) as arrays:
             windows = arrays["embedding"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise BadDataError(f"{functional}: cannot be read: {error}", "remove it") from error
     try:
         table = pd.read_csv(structural, sep="\t", na_values="n/a", keep_default_na=False)

@@ -6,6 +6,7 @@ takes MRtrix3 half a minute on a real brain takes a second here.
 
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from bsym_bids.dwi.gradients import read_gradients, voxel_directions
 from bsym_bids.dwi.presets import load_preset
 from bsym_bids.dwi.records import FittedModel
 from bsym_bids.dwi.tracks import read_tck, read_tck_header
-from bsym_bids.errors import BadDataError, InputMissingError, UsageError
+from bsym_bids.errors import DEVICE_ERRORS, BadDataError, InputMissingError, UsageError
 
 ENGINES = [pytest.param("dipy"), pytest.param("mrtrix3", marks=pytest.mark.mrtrix3)]
 SMALL = {"zoom": 3.0, "shape": (27, 27, 17), "shells": ((1000, 30),), "tilt": 0.3}
@@ -380,6 +381,21 @@ def test_engines_are_found_by_name(monkeypatch, tmp_path):
 @pytest.mark.mrtrix3
 def test_auto_is_mrtrix_where_it_is_installed():
     assert resolve_engine("auto").name == "mrtrix3"
+
+
+def test_a_full_disk_is_known_for_one_by_what_dipy_writes(tmp_path):
+    """A partial write, as on a disk that fills up, has to name its reason."""
+    values = np.arange(1 << 19, dtype=np.float64).reshape(8, -1)
+    dipy_engine._save_array(tmp_path / "whole.npy", values.T)
+    np.testing.assert_array_equal(np.load(tmp_path / "whole.npy"), values.T)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(OSError) as raised:
+            dipy_engine._save_array(tmp_path / "part.npy", values)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.errno in DEVICE_ERRORS
 
 
 # --- DIPY against DIPY ---------------------------------------------------------------------------

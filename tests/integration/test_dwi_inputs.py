@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -1006,6 +1007,20 @@ def test_what_fsl_will_do_is_said(bids, monkeypatch, fsl, encodings, words, bval
     line = describe_route(only_scan(plan_inputs(bids)))[0]
     assert words in line
     assert line.endswith("distortions stay") == ("one phase" not in words and "topup" not in words)
+
+
+def test_a_reversed_series_without_encoding_leaves_fsl_to_the_others(bids, monkeypatch):
+    """As preprocessing does it, which leaves that series out."""
+    from bsym_bids.dwi.fsl import Fsl
+
+    monkeypatch.setattr("bsym_bids.dwi.fsl.find_fsl", lambda: Fsl(bids, "eddy", True))
+    add_dwi(bids, "sub-01_dir-AP", phase_encoding="j-")
+    add_dwi(bids, "sub-01_dir-PA", NO_DIRECTIONS)
+    (scan,) = scans_of(plan_inputs(bids))
+    unknown = tuple(replace(image, phase_encoding=None) for image in scan.reverse)
+    line = describe_route(replace(scan, reverse=unknown))[0]
+    assert len(unknown) == 1 and "FSL's eddy" in line
+    assert line.endswith("distortions stay")
 
 
 # ---------------------------------------------------------------------------------------------

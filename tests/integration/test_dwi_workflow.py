@@ -1,6 +1,7 @@
 """The graph of a diffusion scan: its steps, what flows between them, and what is left of them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +139,9 @@ def test_cached_results_know_files_version_and_settings_but_not_threads(scan, tm
     if step in ("fit", "track"):
         assert hash_of(preset="fast") != before
         assert hash_of(seed=5) != before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bsym_bids.dwi.tools.preprocessing_tools", lambda: {"Denoising": "other"})
+        assert (hash_of() != before) == (step == "prepare")
     if step in ("prepare", "anatomy"):
         path = scan.images[0].image if step == "prepare" else scan.anatomy.t1w
         path.write_text("other")
@@ -162,6 +166,16 @@ def test_tidying_leaves_the_steps_that_others_read(job, tmp_path):
     RemoveWork(keep=keep)._call(tmp_path / "scan" / "tidy")
     left = {path.name for path in (tmp_path / "scan").iterdir()}
     assert left == {"tidy", "write_connectome", "write_structural"}
+
+
+def test_tidying_is_done_again_when_a_scan_is_done_anew(job, tmp_path):
+    node = init_dwi_scan_wf(job=job).get_node("tidy")
+    node.base_dir = str(tmp_path)
+    left = Path(node.output_dir()).with_name("prepare")
+    for _ in range(2):
+        left.mkdir(parents=True)
+        node.run()
+        assert not left.exists()
 
 
 def test_batches_outlive_the_folder_of_their_step(job, tmp_path, monkeypatch):
@@ -210,6 +224,19 @@ def test_absent_engine_is_a_problem_of_those_with_scans_alone(scan, tmp_path, mo
 def test_without_mrtrix3_the_automatic_choice_is_dipy(scan, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert job_of(scan, tmp_path, engine="auto").settings.engine.name == "dipy"
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"something else"])
+def test_windows_that_cannot_be_read_are_named(job, tmp_path, content):
+    from types import SimpleNamespace
+
+    from bsym_bids.outputs.structural import read_embeddings
+
+    path = tmp_path / "windows.npz"
+    path.write_bytes(content)
+    run = SimpleNamespace(names=SimpleNamespace(path=lambda key: path))
+    with pytest.raises(BadDataError, match=r"windows\.npz"):
+        read_embeddings(SimpleNamespace(run=run, scan=job))
 
 
 def test_volumes_that_were_published_are_the_ones_the_model_gets(job):

@@ -193,7 +193,7 @@ def write_scan(job, folder):
     rng = np.random.default_rng(1)
     square, details = rng.random((N, N)), dict.fromkeys(told_keys(), 0)
     nested = "MotionCorrection", "RegistrationQuality", "GradientCheck"
-    details |= dict.fromkeys(nested, dict(details))
+    details |= {name: dict(details) for name in nested}
     image, tracks = folder / "image.nii", folder / "tracks.tck"
     nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.int16), np.eye(4)), image)
     tracks.touch()

@@ -112,6 +112,61 @@ def test_how_it_was_acquired_and_the_version_make_everything_anew(scan, change, 
         assert len({value, after[group], newer[group]}) == 3
 
 
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """A PATH with nothing on it, and what puts commands there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("FSLDIR", raising=False)
+
+    def install(*names, version="3.0.4"):
+        for name in names:
+            (folder / name).write_text(f"#!/bin/sh\necho '== {name} {version} =='\n")
+            (folder / name).chmod(0o755)
+        (tmp_path / "etc").mkdir(exist_ok=True)
+        (tmp_path / "etc" / "fslversion").write_text(version)
+
+    return install
+
+
+MRTRIX3, FSL = ("dwidenoise", "mrdegibbs", "dwifslpreproc"), ("eddy_cpu",)
+
+
+@pytest.mark.parametrize("installed", [MRTRIX3, MRTRIX3[:1], (*MRTRIX3, *FSL)])
+def test_what_preprocesses_raw_series_makes_them_anew(scan, commands, installed):
+    """Programs of MRtrix3 and FSL are used whatever the engine is."""
+    preprocessed = replace(scan, space="ACPC")
+    before, alone = job_of(scan).fingerprints, job_of(preprocessed).fingerprints
+    commands(*installed)
+    after = job_of(scan).fingerprints
+    commands(*installed, version="3.0.5")
+    newer = job_of(scan).fingerprints
+    for group, value in before.items():
+        assert len({value, after[group], newer[group]}) == 3
+    assert job_of(preprocessed).fingerprints == alone
+
+
+def test_what_preprocesses_is_named_with_its_version(commands):
+    commands(*MRTRIX3, *FSL)
+    tools = settings_of()[1].preprocessing
+    assert tools["Denoising"] == "dwidenoise 3.0.4"
+    assert tools["GibbsRemoval"] == "mrdegibbs 3.0.4"
+    assert tools["MotionCorrection"] == "FSL 3.0.4 eddy_cpu"
+    assert tools["BiasCorrection"].startswith("SimpleITK ")
+
+
+def test_a_command_that_cannot_be_run_does_not_keep_the_others_from_running(commands, tmp_path):
+    commands("dwidenoise")
+    (tmp_path / "bin" / "dwidenoise").write_text("#!/bin/sh\nexit 127\n")
+    assert settings_of()[1].preprocessing["Denoising"] == "dwidenoise unknown"
+
+
+def test_sidecars_have_the_parameters_of_the_engine_in_use(scan):
+    preset = job_of(scan).settings.connectome["Preset"]
+    assert "dipy" in preset and "mrtrix3" not in preset
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -295,8 +295,17 @@ def _write_amplitudes(
             slab[inside] = np.maximum(part @ basis, 0) if laid_out else part
             file.write(slab.data)
     affine = work / "grid.npy"
-    np.save(affine, grid.fitted_affine)
+    _save_array(affine, grid.fitted_affine)
     return {"orientations": str(out), "grid": str(affine)}
+
+
+def _save_array(path: Path, values: NDArray) -> None:
+    """Write a ``.npy`` file; ``numpy.save`` doesn't tell a full disk from other failures."""
+    values = np.ascontiguousarray(values)
+    with path.open("wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(values)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(values.data)
 
 
 def _basis(sphere: HemiSphere, n_coefficients: int) -> NDArray[np.float64]:
@@ -329,7 +338,7 @@ def _write_tissue_bounds(tissue: Path, grid: BrainGrid, work: Path) -> dict[str,
         if name == "exclude":  # beyond the tissue image there is no brain
             on_grid[_beyond(image, grid)] = 1
         paths[name] = work / f"{name}.npy"
-        np.save(paths[name], on_grid.astype(np.float64))
+        _save_array(paths[name], on_grid.astype(np.float64))
     paths["seeds"] = work / "seeds.nii"
     save_image(paths["seeds"], _interface(grey, white), image.affine)
     if not np.asanyarray(nib.load(paths["seeds"]).dataobj).any():

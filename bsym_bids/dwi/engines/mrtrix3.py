@@ -10,7 +10,6 @@ decides how it sums), so that responses are rounded before they are used.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from bsym_bids.dwi.engines.volumes import Modelled, choose_volumes, tensor_volum
 from bsym_bids.dwi.gradients import Gradients, read_gradients, write_gradients
 from bsym_bids.dwi.presets import Mrtrix3Parameters, Preset
 from bsym_bids.dwi.records import FittedModel, PlacedAnatomy, PreparedDwi
+from bsym_bids.dwi.tools import mrtrix3_version
 from bsym_bids.dwi.tracks import read_tck_header
 from bsym_bids.errors import BadDataError, BsymError, InputMissingError
 
@@ -71,9 +71,7 @@ def load_mrtrix3() -> Mrtrix3Engine:
             f"MRtrix3 is not installed: {', '.join(missing)} not found on the PATH",
             hint="apt-get install mrtrix3 (or conda install -c mrtrix3 mrtrix3), or --engine dipy",
         )
-    said = run(["mrinfo", "--version"], folder=Path("/"))
-    found = re.search(r"mrinfo\s+(\S+)", said)
-    return Mrtrix3Engine(version=found.group(1) if found else "unknown")
+    return Mrtrix3Engine(version=mrtrix3_version("mrinfo"))
 
 
 @dataclass(frozen=True)

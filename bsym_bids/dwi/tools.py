@@ -1,0 +1,49 @@
+"""What preprocesses raw series: programs of MRtrix3 and FSL where they are installed, else our own.
+
+They are taken whatever the engine is, so that installing one of them later changes results.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+from bsym_bids.dwi.commands import find_command, run
+from bsym_bids.dwi.fsl import find_fsl
+from bsym_bids.errors import BsymError
+
+
+def mrtrix3_version(command: str) -> str:
+    """Return the version that a command of MRtrix3 on the PATH says it has, or ``unknown``.
+
+    One that cannot be run is told of where its work is needed.
+    """
+    try:
+        said = run([command, "-version"], folder=Path("/"))
+    except BsymError:
+        return "unknown"
+    found = re.search(rf"{re.escape(command)}\s+(\S+)", said)
+    return found.group(1) if found else "unknown"
+
+
+def preprocessing_tools() -> dict[str, str]:
+    """Return what does each step of preprocessing raw series here, with its version."""
+    dipy, itk = f"dipy {version('dipy')}", f"SimpleITK {version('SimpleITK')}"
+    return {
+        "Denoising": _command("dwidenoise") or dipy,
+        "GibbsRemoval": _command("mrdegibbs") or dipy,
+        "MotionCorrection": _fsl() or itk,
+        "BiasCorrection": itk,
+    }
+
+
+def _fsl() -> str | None:
+    fsl = find_fsl()
+    if fsl is None:
+        return None
+    return f"FSL {fsl.version} {fsl.eddy}{' and topup' if fsl.topup else ''}"
+
+
+def _command(name: str) -> str | None:
+    return f"{name} {mrtrix3_version(name)}" if find_command(name) else None
