@@ -225,6 +225,9 @@ def _details(
     sidecars["sampling"] |= columns(_SAMPLING_COLUMNS)
     sidecars["scan_quality"] |= columns(_SCAN_COLUMNS)
     sidecars["reference"]["SkullStripped"] = False
+    for key in ("labels", "reference"):  # for images, BIDS wants text
+        versions = sidecars[key]["SoftwareVersions"].items()
+        sidecars[key]["SoftwareVersions"] = ", ".join(f"{name} {value}" for name, value in versions)
     return sidecars
 
 

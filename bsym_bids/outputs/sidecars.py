@@ -63,18 +63,25 @@ def scan_sidecar(job: ScanJob, key: str, sources: Sequence[str]) -> dict[str, An
 def fusion_sidecar(job: FusionJob, key: str, sources: Sequence[str]) -> dict[str, Any]:
     """Return what the sidecar of any fused product says."""
     run = job.run
-    return {
-        "Description": fusion_products()[key].description,
-        "Sources": list(sources),
-        "SpatialReference": run.run.space,
-        "Atlas": ATLAS,
-        "SoftwareVersions": software_versions(),
-        "TaskName": run.run.entities.get("task", "n/a"),
-        "TimeSeriesSettings": dict(run.settings.timeseries),
-        "EmbeddingSettings": dict(run.settings.embedding),
-        "ConnectomeSettings": dict(job.scan.settings.connectome),
-        "StructuralSettings": dict(job.scan.settings.structural),
-    } | about_model(run.settings.release)
+    resolution, density = run.run.resolution, run.run.density
+    said = {} if resolution is None else {"Resolution": f"of the source, res-{resolution}"}
+    said |= {} if density is None else {"Density": f"of the source, den-{density}"}
+    return (
+        said
+        | {
+            "Description": fusion_products()[key].description,
+            "Sources": list(sources),
+            "SpatialReference": run.run.space,
+            "Atlas": ATLAS,
+            "SoftwareVersions": software_versions(),
+            "TaskName": run.run.entities.get("task", "n/a"),
+            "TimeSeriesSettings": dict(run.settings.timeseries),
+            "EmbeddingSettings": dict(run.settings.embedding),
+            "ConnectomeSettings": dict(job.scan.settings.connectome),
+            "StructuralSettings": dict(job.scan.settings.structural),
+        }
+        | about_model(run.settings.release)
+    )
 
 
 def _engine_version(job: ScanJob) -> dict[str, str]:
