@@ -167,8 +167,8 @@ def measure_overhead(folder: Path, n_streamlines: int) -> None:
 
     (scan,) = plan_inputs(folder / "bids", modalities=["dwi"]).participants[0].dwi_scans
     dwi = prepare_dwi(scan, folder / "dwi", threads=cores())
-    anatomy = prepare_anatomy(scan.anatomy, folder / "anatomy", threads=cores())
-    placed = place_anatomy(dwi, anatomy, folder / "placed", same_space=True, threads=cores())
+    anatomy = prepare_anatomy(scan.anatomy, folder / "anatomy")
+    placed = place_anatomy(dwi, anatomy, folder / "placed", same_space=True)
     engine, preset = resolve_engine("mrtrix3"), load_preset("full")
 
     started = time.perf_counter()

@@ -82,12 +82,12 @@ def _connect_images(workflow: Workflow, job: ScanJob, threads: int) -> tuple[Nod
         n_procs=threads,
         mem_gb=_SMALL_GB,
     )
-    anatomy = Node(PrepareAnatomy(threads=threads), name="anatomy", mem_gb=_REGISTRATION_GB)
+    anatomy = Node(PrepareAnatomy(), name="anatomy", mem_gb=_REGISTRATION_GB)
     if scan.anatomy is not None:
         anatomy.inputs.anatomy = scan.anatomy
         anatomy.inputs.identity = [file_identity(path) for path in scan.anatomy.files]
     place = Node(
-        PlaceAnatomy(same_space=scan.same_space, threads=threads),
+        PlaceAnatomy(same_space=scan.same_space),
         name="place",
         mem_gb=_REGISTRATION_GB,
     )

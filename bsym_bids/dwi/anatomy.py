@@ -54,7 +54,7 @@ _NO_T1W = (
 )
 
 
-def prepare_anatomy(anatomy: Anatomy | None, work: Path, *, threads: int) -> PreparedAnatomy:
+def prepare_anatomy(anatomy: Anatomy | None, work: Path) -> PreparedAnatomy:
     """Bring atlas and tissues onto the grid of the T1-weighted image, cut down to the brain.
 
     The atlas comes by the transform of the derivatives where there is one, else by registration.
@@ -62,14 +62,14 @@ def prepare_anatomy(anatomy: Anatomy | None, work: Path, *, threads: int) -> Pre
     segmentation into three, else of a segmentation made here; a file of theirs that is empty or
     has numbers missing in the brain is passed over with a note.
 
+    It runs on one thread: with more, sums in registration depend on their number.
+
     Parameters
     ----------
     anatomy : Anatomy, optional
         What there is; None for nothing.
     work : Path
         Folder for work files; made if it isn't there.
-    threads : int
-        Not used: with more than one, sums in registration depend on their number.
 
     Returns
     -------
@@ -132,7 +132,7 @@ def _to_template(anatomy: Anatomy, brain: Brain, told: Told) -> Sequence[Transfo
 
 
 def place_anatomy(
-    dwi: PreparedDwi, anatomy: PreparedAnatomy, work: Path, *, same_space: bool, threads: int
+    dwi: PreparedDwi, anatomy: PreparedAnatomy, work: Path, *, same_space: bool
 ) -> PlacedAnatomy:
     """Bring atlas and tissues into the world of a diffusion series.
 
@@ -150,8 +150,6 @@ def place_anatomy(
         Folder for work files; made if it isn't there.
     same_space : bool
         Whether the series is aligned with the anatomy already.
-    threads : int
-        Not used, as in `prepare_anatomy`.
 
     Returns
     -------

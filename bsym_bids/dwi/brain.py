@@ -14,10 +14,17 @@ from bsym_bids.dwi.registration import (
     register_linear,
     register_nonlinear,
     starts_between,
-    to_itk,
 )
 from bsym_bids.dwi.template import template_mask
-from bsym_bids.dwi.transforms import Affine, Volume, coarsened, isotropic_box, resample
+from bsym_bids.dwi.transforms import (
+    Affine,
+    Volume,
+    coarsened,
+    from_itk,
+    isotropic_box,
+    resample,
+    to_itk,
+)
 from bsym_bids.errors import BadDataError
 
 #: Edge of the voxels that the bias field is estimated on, in mm.
@@ -51,9 +58,9 @@ def bias_corrected(image: Volume, mask: Volume) -> Volume:
     method = sitk.N4BiasFieldCorrectionImageFilter()
     method.SetNumberOfThreads(1)
     method.SetMaximumNumberOfIterations([50, 50, 30])
-    reference = to_itk(small)
-    method.Execute(reference, to_itk(Volume(known, affine)))
-    log_field = sitk.GetArrayFromImage(method.GetLogBiasFieldAsImage(reference)).T
+    reference = to_itk(small.data, affine)
+    method.Execute(reference, to_itk(known, affine))
+    log_field = from_itk(method.GetLogBiasFieldAsImage(reference))
     log_field = log_field - log_field[known].mean()
     wide = Volume(np.ascontiguousarray(log_field, dtype=np.float32), affine)
     field = _held(wide, image)

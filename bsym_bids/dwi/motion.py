@@ -21,6 +21,7 @@ from scipy.spatial.transform import Rotation
 from bsym_bids.dwi.gradients import Gradients, Shell, rotated, world_directions
 from bsym_bids.dwi.pool import Workers
 from bsym_bids.dwi.series import create_series, mean_volume, read_volumes, write_volume
+from bsym_bids.dwi.transforms import FLIP, from_itk, to_itk
 
 #: mm; voxels of the grid on which volumes are compared.
 COMPARED_MM = 3.5
@@ -34,7 +35,6 @@ FEWEST_TO_PREDICT = 12
 _RANGE = 1.2
 _NOISE = 0.2
 _BINS = 32
-_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -398,7 +398,7 @@ def _centre(region: sitk.Image) -> NDArray[np.float64]:
 def _start_transform(
     kind: str, start: NDArray[np.float64], centre: NDArray[np.float64]
 ) -> sitk.Transform:
-    matrix = _TO_LPS @ start @ _TO_LPS
+    matrix = FLIP @ start @ FLIP
     if kind == "rigid":
         transform = sitk.Euler3DTransform()
         matrix = matrix.copy()
@@ -418,23 +418,7 @@ def _matrix(transform: sitk.Transform) -> NDArray[np.float64]:
     matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
     centre = np.array(transform.GetCenter())
     matrix[:3, 3] = np.array(transform.GetTranslation()) + centre - matrix[:3, :3] @ centre
-    return _TO_LPS @ matrix @ _TO_LPS
-
-
-def to_itk(volume: NDArray, affine: NDArray[np.float64]) -> sitk.Image:
-    """Return a volume (X, Y, Z) as an ITK image in its place."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.T))
-    in_lps = _TO_LPS @ affine
-    sizes = np.linalg.norm(in_lps[:3, :3], axis=0)
-    image.SetSpacing(sizes.tolist())
-    image.SetOrigin(in_lps[:3, 3].tolist())
-    image.SetDirection((in_lps[:3, :3] / sizes).ravel().tolist())
-    return image
-
-
-def from_itk(image: sitk.Image) -> NDArray:
-    """Return the values of an ITK image, shape (X, Y, Z)."""
-    return sitk.GetArrayFromImage(image).T
+    return FLIP @ matrix @ FLIP
 
 
 def smoothed(image: sitk.Image) -> sitk.Image:

@@ -37,6 +37,7 @@ from bsym_bids.dwi.series import (
     write_volume,
 )
 from bsym_bids.dwi.tools import mrtrix3_version
+from bsym_bids.dwi.transforms import from_itk, to_itk
 from bsym_bids.errors import BadDataError
 from bsym_bids.inputs.records import DwiImage, DwiScan
 
@@ -366,8 +367,6 @@ def bias_field(
         By what to divide; its mean over the mask is one.
     """
     import SimpleITK as sitk
-
-    from bsym_bids.dwi.motion import from_itk, to_itk
 
     image = to_itk(np.maximum(b0, 0).astype(np.float32), affine)
     region = sitk.Cast(to_itk(mask.astype(np.float32), affine) > 0.5, sitk.sitkUInt8)

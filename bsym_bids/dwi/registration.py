@@ -25,6 +25,7 @@ from bsym_bids.dwi.transforms import (
     isotropic_box,
     matrix_from_itk,
     resample,
+    to_itk,
 )
 from bsym_bids.errors import BadDataError
 
@@ -59,18 +60,6 @@ class LinearFit:
     information: float
 
 
-def to_itk(volume: Volume) -> sitk.Image:
-    """Return an image for SimpleITK; its axes must be orthogonal."""
-    data = volume.data
-    data = data.astype(np.uint8) if data.dtype == bool else data.astype(np.float32)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
-    affine = FLIP @ volume.affine
-    image.SetSpacing(tuple(volume.zooms))
-    image.SetOrigin(tuple(affine[:3, 3]))
-    image.SetDirection((affine[:3, :3] / volume.zooms).ravel())
-    return image
-
-
 def _method(fixed_mask: Volume | None) -> sitk.ImageRegistrationMethod:
     method = sitk.ImageRegistrationMethod()
     method.SetNumberOfThreads(1)
@@ -78,7 +67,7 @@ def _method(fixed_mask: Volume | None) -> sitk.ImageRegistrationMethod:
     method.SetMetricSamplingStrategy(method.NONE)
     method.SetInterpolator(sitk.sitkLinear)
     if fixed_mask is not None:
-        method.SetMetricFixedMask(to_itk(fixed_mask))
+        method.SetMetricFixedMask(to_itk(fixed_mask.data, fixed_mask.affine))
     return method
 
 
@@ -108,7 +97,9 @@ def information(
     method = _method(mask)
     matrix = np.eye(4) if matrix is None else matrix
     method.SetInitialTransform(_as_transform(matrix, np.zeros(3), rigid=False))
-    return -method.MetricEvaluate(to_itk(fixed), to_itk(moving))
+    return -method.MetricEvaluate(
+        to_itk(fixed.data, fixed.affine), to_itk(moving.data, moving.affine)
+    )
 
 
 def register_linear(
@@ -143,7 +134,7 @@ def register_linear(
     BadDataError
         The images do not meet under any start.
     """
-    images = to_itk(fixed), to_itk(moving)
+    images = to_itk(fixed.data, fixed.affine), to_itk(moving.data, moving.affine)
     centre = _centre_of(fixed, mask)
     tried = []
     for start in starts:

@@ -347,6 +347,30 @@ def matrix_from_itk(transform: sitk.Transform) -> NDArray[np.float64]:
     return FLIP @ matrix @ FLIP
 
 
+def to_itk(data: NDArray, affine: NDArray[np.float64]) -> sitk.Image:
+    """Return values (X, Y, Z) as an ITK image in their place; axes must be orthogonal.
+
+    What is bool becomes uint8, anything else float32.
+    """
+    import SimpleITK as sitk
+
+    kind = np.uint8 if data.dtype == bool else np.float32
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data.T, dtype=kind))
+    in_lps = FLIP @ affine
+    sizes = np.linalg.norm(in_lps[:3, :3], axis=0)
+    image.SetSpacing(sizes.tolist())
+    image.SetOrigin(in_lps[:3, 3].tolist())
+    image.SetDirection((in_lps[:3, :3] / sizes).ravel().tolist())
+    return image
+
+
+def from_itk(image: sitk.Image) -> NDArray:
+    """Return the values of an ITK image, shape (X, Y, Z)."""
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(image).T
+
+
 def _field_from_itk(transform: sitk.DisplacementFieldTransform) -> Displacement:
     import SimpleITK as sitk
 

@@ -64,7 +64,7 @@ class CheckOrientation(PlainInterface):
         return {"dwi": save_record(dwi, folder / "dwi.npz")}
 
 
-class _AnatomyInputSpec(_ThreadsInputSpec):
+class _AnatomyInputSpec(PlainInputSpec):
     anatomy = traits.Any(desc="the participant's anatomical files; undefined for none")
     identity = traits.Any(desc="state of the input files, so that changes are seen")
 
@@ -83,11 +83,11 @@ class PrepareAnatomy(PlainInterface):
         from bsym_bids.dwi.anatomy import prepare_anatomy
 
         anatomy = self.inputs.anatomy if isdefined(self.inputs.anatomy) else None
-        prepared = prepare_anatomy(anatomy, folder, threads=self.inputs.threads)
+        prepared = prepare_anatomy(anatomy, folder)
         return {"anatomy": save_record(prepared, folder / "anatomy.npz")}
 
 
-class _PlaceInputSpec(_ThreadsInputSpec):
+class _PlaceInputSpec(PlainInputSpec):
     dwi = File(exists=True, mandatory=True, desc="the prepared series")
     anatomy = File(exists=True, mandatory=True, desc="the prepared anatomy")
     same_space = traits.Bool(False, usedefault=True, desc="whether they lie on each other already")
@@ -113,7 +113,6 @@ class PlaceAnatomy(PlainInterface):
             load_record(PreparedAnatomy, inputs.anatomy),
             folder,
             same_space=inputs.same_space,
-            threads=inputs.threads,
         )
         return {"placed": save_record(placed, folder / "placed.npz")}
 

@@ -48,7 +48,7 @@ _SCAN_COLUMNS = {
     "registration": "Verdict on the registration: good or poor, as in the sidecar",
     "mean_translation": ("Mean shift of the head; n/a where it was not corrected here", "mm"),
     "mean_rotation": ("Mean turn of the head; n/a where it was not corrected here", "degrees"),
-    "gradient_check": "What the check of the gradients led to: none, corrected, warned or off",
+    "gradient_check": "What their check led to: none, corrected, warned, off or not checked",
 }
 
 
@@ -107,7 +107,8 @@ def write_connectome(
         OutputFile(job.names.path(key), content, details[key]) for key, content in contents.items()
     ]
     stale = list(job.names.possible_paths("connectome"))
-    if "structural" in job.fingerprints and not job.is_done("structural"):
+    # What another connectome gave goes, also where this model gives nothing in its place.
+    if "structural" not in job.fingerprints or not job.is_done("structural"):
         stale += job.names.possible_paths("structural")
     publish(outputs, job.fingerprints["connectome"], stale)
     return tuple(output.path for output in outputs)
@@ -186,9 +187,14 @@ def _quality(dwi: PreparedDwi, placed: PlacedAnatomy, connectome: Connectome) ->
         "registration": placed.details.get("RegistrationQuality", {}).get("Verdict"),
         "mean_translation": motion.get("MeanTranslationMm"),
         "mean_rotation": motion.get("MeanRotationDegrees"),
-        "gradient_check": dwi.details.get("GradientCheck", {}).get("Action"),
+        "gradient_check": _gradient_check(dwi),
     }
     return {name: row[name] for name in _SCAN_COLUMNS}
+
+
+def _gradient_check(dwi: PreparedDwi) -> str | None:
+    check = dwi.details.get("GradientCheck", {})
+    return "not checked" if "NotChecked" in check else check.get("Action")
 
 
 def _weighted_mean(values: NDArray[np.floating], weights: NDArray[np.floating]) -> float:

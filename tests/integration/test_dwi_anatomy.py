@@ -88,13 +88,13 @@ def dwi(phantom, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(fmriprep, tmp_path_factory):
-    return prepare_anatomy(fmriprep, tmp_path_factory.mktemp("prepared"), threads=1)
+    return prepare_anatomy(fmriprep, tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture(scope="module")
 def placed(dwi, prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("placed")
-    return place_anatomy(dwi, prepared, folder, same_space=False, threads=1)
+    return place_anatomy(dwi, prepared, folder, same_space=False)
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ class TestOtherRoutes:
     ):
         image = bids / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
         raw = Anatomy("raw", image, Derivatives("raw", bids))
-        prepared = prepare_anatomy(raw, tmp_path, threads=1)
+        prepared = prepare_anatomy(raw, tmp_path)
         assert prepared.details["BrainMask"] == "extracted here"
         assert prepared.details["TissueSource"] == "segmented here"
         mask = load_volume(Path(prepared.mask))
@@ -197,7 +197,7 @@ class TestOtherRoutes:
         wanted = resample(true, mask.data.shape, mask.affine, order=0).data
         overlap = 2 * (wanted & (mask.data > 0)).sum() / (wanted.sum() + (mask.data > 0).sum())
         assert overlap > 0.95
-        placed = place_anatomy(dwi, prepared, tmp_path / "placed", same_space=False, threads=1)
+        placed = place_anatomy(dwi, prepared, tmp_path / "placed", same_space=False)
         dice, apart = compare(placed.labels, phantom)
         assert dice > 0.6
         assert np.nanmedian(apart[CORTEX]) < 1.5
@@ -205,9 +205,9 @@ class TestOtherRoutes:
         assert any("extracted here" in note for note in placed.notes)
 
     def test_without_t1w_the_series_has_to_do(self, phantom, dwi, quick, tmp_path):
-        prepared = prepare_anatomy(None, tmp_path, threads=1)
+        prepared = prepare_anatomy(None, tmp_path)
         assert prepared.t1w is None
-        placed = place_anatomy(dwi, prepared, tmp_path, same_space=False, threads=1)
+        placed = place_anatomy(dwi, prepared, tmp_path, same_space=False)
         assert placed.tissue is None
         assert any("without anatomical constraints" in note for note in placed.notes)
         assert nib.load(placed.labels).header.get_zooms() == (1, 1, 1)
@@ -226,14 +226,14 @@ class TestOtherRoutes:
             affine = back @ nib.load(path).affine
             aligned[name] = str(rewritten(path, lambda d: d, tmp_path, affine))
         series = replace(dwi, **aligned)
-        placed = place_anatomy(series, prepared, tmp_path / "out", same_space=True, threads=1)
+        placed = place_anatomy(series, prepared, tmp_path / "out", same_space=True)
         assert np.allclose(nib.load(placed.labels).affine, nib.load(prepared.labels).affine)
         quality = placed.details["RegistrationQuality"]
         assert quality["Verdict"] == "good"
         assert quality["Offset"] < 1
 
     def test_a_series_that_is_said_to_be_aligned_and_is_not(self, dwi, prepared, tmp_path):
-        placed = place_anatomy(dwi, prepared, tmp_path, same_space=True, threads=1)
+        placed = place_anatomy(dwi, prepared, tmp_path, same_space=True)
         quality = placed.details["RegistrationQuality"]
         assert quality["Verdict"] == "poor"
         assert quality["Offset"] > 5
@@ -242,7 +242,7 @@ class TestOtherRoutes:
     def test_a_brain_without_head_needs_no_extraction(self, fmriprep, phantom, tmp_path):
         inside = phantom.tissues.brain
         image = rewritten(fmriprep.t1w, lambda d: np.where(inside, d, 0), tmp_path)
-        prepared = prepare_anatomy(replace(fmriprep, t1w=image, mask=None), tmp_path, threads=1)
+        prepared = prepare_anatomy(replace(fmriprep, t1w=image, mask=None), tmp_path)
         assert prepared.details["BrainMask"] == "voxels above 0"
 
 
@@ -258,7 +258,7 @@ class TestTissueSources:
         return replace(fmriprep, aparcaseg=path)
 
     def test_freesurfer_comes_first(self, freesurfer, tmp_path):
-        found = prepare_anatomy(freesurfer, tmp_path / "work", threads=1)
+        found = prepare_anatomy(freesurfer, tmp_path / "work")
         assert found.details["TissueSource"] == "sub-01_desc-aparcaseg_dseg.nii.gz"
         assert set(np.unique(nib.load(found.tissue).dataobj)) == {0, 1}
 
@@ -269,7 +269,7 @@ class TestTissueSources:
         affine = image.affine.copy()
         affine[:3, 3] -= affine[:3, :3] @ [3, 0, 0]
         nib.save(nib.Nifti1Image(padded, affine), path)
-        found = prepare_anatomy(freesurfer, tmp_path / "work", threads=1)
+        found = prepare_anatomy(freesurfer, tmp_path / "work")
         assert any("on another grid" in note for note in found.notes)
         white = phantom.tissues.white >= 0.5
         white &= ~((phantom.tissues.labels > 0) & (phantom.tissues.labels <= 50))
@@ -279,7 +279,7 @@ class TestTissueSources:
     def test_an_empty_segmentation_is_passed_over(self, freesurfer, tmp_path):
         empty = rewritten(freesurfer.aparcaseg, np.zeros_like, tmp_path / "empty")
         anatomy = replace(freesurfer, aparcaseg=empty)
-        found = prepare_anatomy(anatomy, tmp_path / "work", threads=1)
+        found = prepare_anatomy(anatomy, tmp_path / "work")
         assert "probseg" in found.details["TissueSource"]
         assert any("not used, only 0%" in note for note in found.notes)
 
@@ -289,7 +289,7 @@ class TestTissueSources:
 
         grey = rewritten(fmriprep.probseg["GM"], void, tmp_path / "void")
         anatomy = replace(fmriprep, probseg={**fmriprep.probseg, "GM": grey})
-        found = prepare_anatomy(anatomy, tmp_path / "work", threads=1)
+        found = prepare_anatomy(anatomy, tmp_path / "work")
         assert found.details["TissueSource"] == "sub-01_dseg.nii.gz"
         assert any("numbers are missing" in note for note in found.notes)
 
@@ -299,12 +299,12 @@ class TestTissueSources:
         path.write_bytes(content[: len(content) // 2])
         anatomy = replace(fmriprep, probseg={**fmriprep.probseg, "WM": path})
         with pytest.raises(BadDataError, match="label-WM_probseg"):
-            prepare_anatomy(anatomy, tmp_path / "work", threads=1)
+            prepare_anatomy(anatomy, tmp_path / "work")
 
 
 def refused(anatomy, folder, match, error=BadDataError):
     with pytest.raises(error, match=match) as caught:
-        prepare_anatomy(anatomy, folder / "work", threads=1)
+        prepare_anatomy(anatomy, folder / "work")
     assert caught.value.hint
 
 
@@ -337,7 +337,7 @@ class TestBadInput:
             return np.where(phantom.tissues.brain, data, np.nan).astype(np.float32)
 
         image = rewritten(fmriprep.t1w, bare, tmp_path)
-        found = prepare_anatomy(replace(fmriprep, t1w=image), tmp_path / "work", threads=1)
+        found = prepare_anatomy(replace(fmriprep, t1w=image), tmp_path / "work")
         assert any("not finite numbers" in note for note in found.notes)
         assert np.isfinite(nib.load(found.t1w).get_fdata()).all()
 
@@ -357,7 +357,7 @@ class TestBadInput:
             return data[..., :-2]
 
         mask = rewritten(fmriprep.mask, shorter, tmp_path)
-        found = prepare_anatomy(replace(fmriprep, mask=mask), tmp_path / "work", threads=1)
+        found = prepare_anatomy(replace(fmriprep, mask=mask), tmp_path / "work")
         assert any("_mask.nii.gz: on another grid" in note for note in found.notes)
         assert found.details["BrainVolumeMl"] == prepared.details["BrainVolumeMl"]
 
@@ -386,7 +386,7 @@ class TestBadInput:
             flipped[name] = str(rewritten(path, lambda d: d[::-1], tmp_path))
         anatomy = replace(prepared, **flipped)
         with pytest.raises(BadDataError, match="mirrored left to right") as caught:
-            place_anatomy(dwi, anatomy, tmp_path / "work", same_space=False, threads=1)
+            place_anatomy(dwi, anatomy, tmp_path / "work", same_space=False)
         assert fmriprep.t1w.name in str(caught.value)
         assert dwi.image in str(caught.value)
         assert "cannot be told" in caught.value.hint
@@ -399,7 +399,7 @@ def test_rois_that_the_series_does_not_show_are_absent(dwi, prepared, phantom, t
         return str(rewritten(Path(path), lambda d: d[:, :, :keep], tmp_path))
 
     series = replace(dwi, image=lower(dwi.image), b0=lower(dwi.b0), mask=lower(dwi.mask))
-    placed = place_anatomy(series, prepared, tmp_path / "work", same_space=False, threads=1)
+    placed = place_anatomy(series, prepared, tmp_path / "work", same_space=False)
     labels = load_volume(Path(placed.labels))
     here = np.argwhere(labels.data > 0) @ labels.affine[:3, :3].T + labels.affine[:3, 3]
     assert here[:, 2].max() <= phantom.affine[2, 3] + (keep - 0.5) * phantom.affine[2, 2] + 1e-3
@@ -415,11 +415,11 @@ def test_rois_that_the_series_does_not_show_are_absent(dwi, prepared, phantom, t
 
 def test_again_the_same_bits_with_what_was_told_of_the_anatomy(dwi, prepared, placed, tmp_path):
     told = replace(prepared, notes=["Something was repaired."], details=prepared.details | {"A": 1})
-    again = place_anatomy(dwi, told, tmp_path, same_space=False, threads=2)
+    again = place_anatomy(dwi, told, tmp_path, same_space=False)
     assert again.notes == ["Something was repaired.", *placed.notes]
     assert again.details == placed.details | {"A": 1}
     assert Path(again.labels).read_bytes() == Path(placed.labels).read_bytes()
 
 
 def test_nothing_is_prepared_of_nothing(tmp_path):
-    assert isinstance(prepare_anatomy(None, tmp_path, threads=1), PreparedAnatomy)
+    assert isinstance(prepare_anatomy(None, tmp_path), PreparedAnatomy)

@@ -10,7 +10,6 @@ from nibabel.processing import resample_from_to
 from scipy.spatial.transform import Rotation
 
 from bsym_bids.dwi import transforms
-from bsym_bids.dwi.registration import to_itk
 from bsym_bids.dwi.transforms import (
     Affine,
     Displacement,
@@ -24,6 +23,7 @@ from bsym_bids.dwi.transforms import (
     resample,
     save_volume,
     through,
+    to_itk,
 )
 from bsym_bids.errors import BadDataError, InputMissingError
 
@@ -220,8 +220,10 @@ class TestResampling:
         whole = composite(itk_field(), itk_affine())
         sitk.WriteTransform(whole, str(tmp_path / "x.h5"))
         chain = read_template_transform(tmp_path / "x.h5")
-        reference = to_itk(Volume(np.zeros(self.wanted[0], np.float32), self.wanted[1]))
-        itk = sitk.Resample(to_itk(self.source), reference, whole, kind, 0.0)
+        reference = to_itk(np.zeros(self.wanted[0], np.float32), self.wanted[1])
+        itk = sitk.Resample(
+            to_itk(self.source.data, self.source.affine), reference, whole, kind, 0.0
+        )
         expected = sitk.GetArrayFromImage(itk).T
         found = resample(self.source, *self.wanted, chain, order=order).data
         assert (expected > 0).sum() > 50
