@@ -11,6 +11,11 @@ streamlines can do, and how long the same tracking of 10 million streamlines wou
 
 times fitting and tracking with MRtrix3 beside the bare commands, with the same options and seeds
 and as many of them at once, and prints the ratio.
+
+    python benchmarks/connectome.py --repeat [--engine dipy]
+
+tracks twice with different seeds, for several numbers of streamlines, and prints the sampling
+reliability that the first says beside the correlation of the two: of counts, and of log(1 + count).
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ from bsym_bids.simulation.diffusion import DiffusionPhantom, ceiling, make_phant
 from bsym_bids.simulation.diffusion_files import write_phantom
 
 FOLKLORE = 10_000_000  # streamlines
+REPEATED = (5_000, 20_000, 80_000)  # streamlines
 _POLL = 0.2  # seconds
 
 
@@ -49,6 +55,7 @@ def main() -> None:
     parser.add_argument("--streamlines", type=int, help="a fixed number instead of the rule")
     parser.add_argument("--voxel", type=float, default=2.5, help="voxel size of the series in mm")
     parser.add_argument("--overhead", action="store_true")
+    parser.add_argument("--repeat", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -58,6 +65,8 @@ def main() -> None:
         write_phantom(phantom, folder / "bids", "01", derivatives="qsiprep")
         if arguments.overhead:
             measure_overhead(folder, arguments.streamlines or 100_000)
+        elif arguments.repeat:
+            compare_repeats(folder, arguments.engine)
         else:
             compare(phantom, folder, arguments)
 
@@ -151,6 +160,32 @@ def report(out: Path, phantom: DiffusionPhantom, cost: Cost, name: str) -> None:
         f"  10 million streamlines would have taken {rest / 60:.0f} min more, "
         f"{(cost.seconds + rest) / cost.seconds:.1f} times as long, at the same rate"
     )
+
+
+# --- repeats -------------------------------------------------------------------------------------
+
+
+def compare_repeats(folder: Path, engines: Sequence[str]) -> None:
+    """Compare the reliability that is said with the correlation of two runs."""
+    for engine in engines:
+        for n in REPEATED:
+            outs = [folder / f"{engine}_{n}_{seed}" for seed in (1, 2)]
+            for seed, out in enumerate(outs, start=1):
+                options = ["--engine", engine, "--preset", "fast", "--streamlines", str(n)]
+                run_command(folder / "bids", out, [*options, "--seed", str(seed)])
+            (quality,) = outs[0].glob("sub-01/dwi/*_desc-scan_qc.tsv")
+            said = pd.read_csv(quality, sep="\t")["sampling_reliability"].iloc[0]
+            pairs = [read_pairs(out, "count") for out in outs]
+            measured = np.corrcoef(*pairs)[0, 1]
+            of_logs = np.corrcoef(*map(np.log1p, pairs))[0, 1]
+            print(f"{engine}, {n}: said {said:.3f}, measured {measured:.3f}, logs {of_logs:.3f}")
+
+
+def read_pairs(out: Path, desc: str) -> np.ndarray:
+    """Return the values of all pairs of ROIs, 0 where an ROI is absent."""
+    (path,) = out.glob(f"sub-01/dwi/*_desc-{desc}_relmat.tsv")
+    table = pd.read_csv(path, sep="\t", na_values="n/a", index_col=0)
+    return np.nan_to_num(table.to_numpy())[np.triu_indices(len(table), 1)]
 
 
 # --- overhead ------------------------------------------------------------------------------------

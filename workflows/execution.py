@@ -20,7 +20,6 @@ from nipype.pipeline.engine import Node, Workflow
 from nipype.pipeline.plugins.base import PluginBase
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
-from bsym_bids.dwi.pool import stop_processes, tie
 from bsym_bids.errors import (
     DEVICE_ERRORS,
     InputMissingError,
@@ -29,6 +28,7 @@ from bsym_bids.errors import (
     UsageError,
 )
 from bsym_bids.interfaces.base import FAILURE_RECORD
+from bsym_bids.pool import stop_processes, tie
 
 StatusCallback = Callable[[Node, str], None]
 WORKER_DIED = "a worker process was killed (often: not enough memory)"

@@ -37,7 +37,6 @@ from bsym_bids.dwi.connectome import (
     read_fa,
     read_labels,
 )
-from bsym_bids.dwi.pool import start_processes, stop_processes
 from bsym_bids.dwi.records import FittedModel
 from bsym_bids.dwi.tracks import (
     append_tck,
@@ -49,6 +48,7 @@ from bsym_bids.dwi.tracks import (
 )
 from bsym_bids.errors import BadDataError, BsymError, OutputIOError
 from bsym_bids.outputs.publish import explained, file_identity, fingerprint
+from bsym_bids.pool import start_processes, stop_processes
 
 if TYPE_CHECKING:
     from bsym_bids.dwi.engines import Engine

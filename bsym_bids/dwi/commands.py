@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bsym_bids.dwi.pool import tie
 from bsym_bids.errors import DEVICE_ERRORS, BsymError, InputMissingError, OutputIOError
+from bsym_bids.pool import tie
 
 _DISK_FULL = (*(os.strerror(number) for number in sorted(DEVICE_ERRORS)), "No space left")
 #: Free bytes under which a command that failed is taken to have failed for want of space: MRtrix3

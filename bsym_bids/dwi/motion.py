@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from bsym_bids.dwi.gradients import Gradients, Shell, rotated, world_directions
-from bsym_bids.dwi.pool import Workers
 from bsym_bids.dwi.series import create_series, mean_volume, read_volumes, write_volume
 from bsym_bids.dwi.transforms import FLIP, from_itk, to_itk
+from bsym_bids.pool import Workers
 
 #: mm; voxels of the grid on which volumes are compared.
 COMPARED_MM = 3.5

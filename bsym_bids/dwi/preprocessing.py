@@ -19,7 +19,6 @@ from bsym_bids.dwi.fsl import Fsl, correct_with_fsl, find_fsl
 from bsym_bids.dwi.gradients import Gradients, check_gradients, write_gradients
 from bsym_bids.dwi.masking import brain_mask
 from bsym_bids.dwi.motion import correct_motion
-from bsym_bids.dwi.pool import Workers, workers
 from bsym_bids.dwi.records import PreparedDwi
 from bsym_bids.dwi.series import (
     Run,
@@ -40,6 +39,7 @@ from bsym_bids.dwi.tools import mrtrix3_version
 from bsym_bids.dwi.transforms import from_itk, to_itk
 from bsym_bids.errors import BadDataError
 from bsym_bids.inputs.records import DwiImage, DwiScan
+from bsym_bids.pool import Workers, workers
 
 #: Fewer volumes than this have too little in common to tell noise from signal.
 FEWEST_TO_DENOISE = 10

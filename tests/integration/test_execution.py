@@ -196,15 +196,20 @@ def test_no_worker_goes_on_when_the_graph_ends_early(tmp_path, stopped_by):
     behaviours = ("slowest", "slower_explained")
     workflow = graph(tmp_path, *behaviours[: 1 if stopped_by == "interrupt" else 2], stop=True)
 
-    # More than once: one that comes at a bad moment (in a finaliser, say) can be lost.
-    interrupts = [
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)) for delay in (1, 3, 5)
-    ]
+    written, ended = tmp_path / "slowest.pid", threading.Event()
+
+    def interrupt():
+        while not (written.exists() and written.read_text()):  # a busy machine starts it late
+            time.sleep(0.05)
+        # More than once: one that comes at a bad moment (in a finaliser, say) can be lost.
+        while not ended.wait(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt, daemon=True)
 
     def note(node, status):
         if stopped_by == "interrupt" and status == "start":
-            for interrupt in interrupts:
-                interrupt.start()
+            interrupter.start()
 
     plugin = choose_plugin(None, 2, 4.0).build(note)
     started = time.monotonic()
@@ -213,13 +218,11 @@ def test_no_worker_goes_on_when_the_graph_ends_early(tmp_path, stopped_by):
             try:
                 run_graph(workflow, plugin)
             finally:
-                for interrupt in interrupts:
-                    interrupt.cancel()
+                ended.set()
     else:
         assert run_graph(workflow, plugin) is not None
     assert time.monotonic() - started < 20
-    pid = int((tmp_path / "slowest.pid").read_text())
-    assert not psutil.pid_exists(pid)
+    assert not psutil.pid_exists(int(written.read_text()))
 
 
 def test_interrupt_of_a_worker_is_left_to_the_program(capfd):

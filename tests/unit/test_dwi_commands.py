@@ -12,8 +12,8 @@ import pytest
 
 from bsym_bids.dwi import commands
 from bsym_bids.dwi.commands import find_command, run
-from bsym_bids.dwi.pool import workers
 from bsym_bids.errors import BsymError, InputMissingError, OutputIOError
+from bsym_bids.pool import workers
 
 
 def python(code):
@@ -208,7 +208,7 @@ class TestWorkers:
         assert "memory" in caught.value.hint
 
     def test_none_outlives_its_parent(self):
-        code = "import os, time; from bsym_bids.dwi.pool import workers\n"
+        code = "import os, time; from bsym_bids.pool import workers\n"
         code += "if __name__ == '__main__':\n    with workers(1) as pool:\n"
         code += "        print(pool.call(os.getpid), flush=True); pool.call(time.sleep, 60)"
         parent = subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True)

@@ -23,7 +23,6 @@ from bsym_bids.dwi.engines.bounds import write_fa_seeds
 from bsym_bids.dwi.engines.grid import BrainGrid, brain_grid, masked_signals
 from bsym_bids.dwi.engines.volumes import Modelled, choose_volumes, tensor_volumes
 from bsym_bids.dwi.gradients import B0_MAX, Gradients, read_gradients, voxel_directions
-from bsym_bids.dwi.pool import Workers, workers
 from bsym_bids.dwi.presets import Preset
 from bsym_bids.dwi.records import FittedModel, PlacedAnatomy, PreparedDwi
 from bsym_bids.dwi.series import save_image
@@ -31,6 +30,7 @@ from bsym_bids.dwi.tissue import CORTICAL, CSF, SUBCORTICAL, WHITE
 from bsym_bids.dwi.tracks import Streamlines, write_tck
 from bsym_bids.dwi.transforms import Volume, resample
 from bsym_bids.errors import BadDataError
+from bsym_bids.pool import Workers, workers
 
 if TYPE_CHECKING:
     from dipy.core.gradients import GradientTable

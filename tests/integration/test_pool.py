@@ -7,8 +7,8 @@ import time
 import psutil
 import pytest
 
-from bsym_bids.dwi.pool import start_processes, stop_processes, workers
 from bsym_bids.errors import BsymError
+from bsym_bids.pool import start_processes, stop_processes, workers
 
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
