@@ -39,6 +39,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
+from bsym_bids.dwi.records import PlacedAnatomy, PreparedDwi
 from bsym_bids.simulation.diffusion import DiffusionPhantom, ceiling, make_phantom, score_connectome
 from bsym_bids.simulation.diffusion_files import write_phantom
 
@@ -213,8 +214,11 @@ def measure_overhead(folder: Path, n_streamlines: int) -> None:
         engine, model, placed, preset, folder, rule=rule, seed=0, processes=cores()
     )
     own_seconds = time.perf_counter() - started
+    print("ours:", {name: f"{seconds:.1f} s" for name, seconds in ours.seconds.items()}, flush=True)
     started = time.perf_counter()
-    counts = bare_commands(folder / "bare", dwi, placed, n_streamlines, preset.batch_size)
+    order = model.details["SphericalHarmonicsOrder"]
+    sizes = [preset.batch_size] * (n_streamlines // preset.batch_size)
+    counts = bare_commands(folder / "bare", dwi, placed, order, sizes)
     bare_seconds = time.perf_counter() - started
     upper = np.triu_indices(len(counts), 1)  # absent last ROIs have no row in the bare one
     r = np.corrcoef(counts[upper], np.nan_to_num(ours.counts)[upper])[0, 1]
@@ -224,7 +228,7 @@ def measure_overhead(folder: Path, n_streamlines: int) -> None:
 
 
 def bare_commands(
-    folder: Path, dwi: object, placed: object, n_streamlines: int, batch: int
+    folder: Path, dwi: PreparedDwi, placed: PlacedAnatomy, order: int, sizes: Sequence[int]
 ) -> np.ndarray:
     """Do the same as one would by hand: FA, orientations, streamlines, weights, two matrices."""
     from bsym_bids.dwi.batches import batch_seeds
@@ -232,12 +236,14 @@ def bare_commands(
     folder.mkdir()
 
     def run(command: str, **environment: str) -> None:
+        started = time.perf_counter()
         subprocess.run(
             [*command.split(), "-quiet", "-force"],
             cwd=folder,
             check=True,
             env={**os.environ, **environment},
         )
+        print(f"  {time.perf_counter() - started:6.1f} s  {command.split()[0]}", flush=True)
 
     threads = f"-nthreads {cores()}"
     run(f"mrconvert {dwi.image} dwi.mif -fslgrad {dwi.bvec} {dwi.bval} -strides 0,0,0,1")
@@ -248,19 +254,18 @@ def bare_commands(
     run("dwi2response dhollander dwi.mif wm.txt gm.txt csf.txt -mask mask.nii -nthreads 0")
     run(
         "dwi2fod msmt_csd dwi.mif wm.txt wm.mif gm.txt gm.mif csf.txt csf.mif -mask mask.nii "
-        f"-lmax 8,0,0 {threads}"
+        f"-lmax {order},0,0 {threads}"
     )
     run("mtnormalise wm.mif fod.mif gm.mif g.mif csf.mif c.mif -mask mask.nii")
     run(f"5tt2gmwmi {placed.tissue} interface.nii")
-    sizes = [batch] * (n_streamlines // batch)
     zooms = np.linalg.norm(np.array(_affine(dwi.image))[:3, :3], axis=0)
     step = 0.5 * float(np.prod(zooms)) ** (1 / 3)
 
     def track(index: int, seed: int) -> None:
         run(
             f"tckgen fod.mif {index}.tck -algorithm iFOD2 -act {placed.tissue} -backtrack "
-            f"-seed_gmwmi interface.nii -select {batch} -seeds 0 -minlength 20 -maxlength 250 "
-            f"-step {step} -angle 45 -cutoff 0.05 -nthreads 0",
+            f"-seed_gmwmi interface.nii -select {sizes[index]} -seeds 0 -minlength 20 "
+            f"-maxlength 250 -step {step} -angle 45 -cutoff 0.05 -nthreads 0",
             MRTRIX_RNG_SEED=str(seed),
         )
 
