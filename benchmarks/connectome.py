@@ -156,9 +156,10 @@ def report(out: Path, phantom: DiffusionPhantom, cost: Cost, name: str) -> None:
             table = pd.read_csv(path, sep="\t", na_values="n/a", index_col=0)
             score = score_connectome(np.nan_to_num(table.to_numpy()), phantom.weights)
             print(f"  {desc}: AUC {score.auc:.3f}, r {score.r:.3f}")
+    # The rate includes what SIFT2 takes to start, which would not grow.
     rest = cost.tracking * (FOLKLORE / n - 1)
     print(
-        f"  10 million streamlines would have taken {rest / 60:.0f} min more, "
+        f"  10 million streamlines would have taken at most {rest / 60:.0f} min more, "
         f"{(cost.seconds + rest) / cost.seconds:.1f} times as long, at the same rate"
     )
 
