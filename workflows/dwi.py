@@ -21,8 +21,12 @@ from bsym_bids.interfaces.dwi import (
 from bsym_bids.jobs import ScanJob
 from bsym_bids.outputs.publish import file_identity
 
-# Rough peak memory in GB, measured on 128 x 128 x 60 voxels and 33 volumes.
-_SMALL_GB, _SERIES_GB, _REGISTRATION_GB, _TRACKING_GB = 0.4, 2.0, 1.5, 2.0
+# Rough peak memory in GB, measured on 128 x 128 x 60 voxels with 33 volumes and on
+# 145 x 174 x 145 with 288. Series are read through memory maps, whose pages are not counted.
+_SMALL_GB, _REGISTRATION_GB, _FIT_GB, _TRACKING_GB = 0.4, 1.5, 2.0, 2.0
+# Of preprocessing: of the step itself, and of each of its processes at least and at most, between
+# which it grows with the series.
+_PREPARE_GB, _PROCESS_GB = 1.0, (0.3, 1.0)
 
 
 def init_dwi_scan_wf(*, job: ScanJob, threads: int = 1) -> Workflow:
@@ -74,7 +78,7 @@ def _connect_images(workflow: Workflow, job: ScanJob, threads: int) -> tuple[Nod
         ),
         name="prepare",
         n_procs=threads,
-        mem_gb=_SERIES_GB,
+        mem_gb=_preparing_gb(job, threads),
     )
     orient = Node(
         CheckOrientation(mode=job.settings.connectome["GradientCheck"], threads=threads),
@@ -101,6 +105,14 @@ def _connect_images(workflow: Workflow, job: ScanJob, threads: int) -> tuple[Nod
     return orient, place
 
 
+def _preparing_gb(job: ScanJob, threads: int) -> float:
+    """Return about how much memory preprocessing takes."""
+    if job.scan.is_preprocessed:
+        return _PREPARE_GB
+    least, most = _PROCESS_GB
+    return _PREPARE_GB + threads * min(least + job.work_bytes / 4e9, most)
+
+
 def _connect_tracking(workflow: Workflow, job: ScanJob, threads: int) -> Node:
     """Add the steps to the connectome and return the one that writes it."""
     dwi, placed = _connect_images(workflow, job, threads)
@@ -111,7 +123,7 @@ def _connect_tracking(workflow: Workflow, job: ScanJob, threads: int) -> Node:
         "seed": settings.connectome["Seed"],
         "threads": threads,
     }
-    fit = Node(FitOrientations(**common), name="fit", n_procs=threads, mem_gb=_SERIES_GB)
+    fit = Node(FitOrientations(**common), name="fit", n_procs=threads, mem_gb=_FIT_GB)
     track = Node(
         SampleConnectome(rule=settings.rule, **common),
         name="track",

@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("bsym_bids")
 _CHUNK = 50  # participants per graph: bounds the memory of the graph and of its bookkeeping
 _BYTES_PER_RUN = 40_000_000  # outputs and work files of a run of 1200 volumes
-_BYTES_PER_SCAN = 2_000_000_000  # series, fibre orientations and streamlines while it is at work
+# While a scan is at work: fibre orientations and streamlines, and so many times its series.
+_BYTES_PER_SCAN, _COPIES_OF_SERIES = 1_500_000_000, 4
 _BYTES_PER_PCA = 750_000_000  # its voxels in the ROIs, on disk while their components are taken
 
 
@@ -247,12 +248,13 @@ def _prepare_folders(config: RunConfig, plan: Plan, jobs: Sequence[Job]) -> None
     make_writable(output)
     make_writable(work)
     runs = sum(isinstance(job, RunJob) for job in jobs)
-    scans = sum(isinstance(job, ScanJob) for job in jobs)
-    needed = (runs + scans) * _BYTES_PER_RUN
+    scans = [job for job in jobs if isinstance(job, ScanJob)]
+    needed = (runs + len(scans)) * _BYTES_PER_RUN
     check_space(output, needed)
     if config.parcel_method == "pca":
         needed += min(runs, _processes(config)) * _BYTES_PER_PCA
-    needed += min(scans, _processes(config)) * _BYTES_PER_SCAN
+    largest = sorted((job.work_bytes for job in scans), reverse=True)[: _processes(config)]
+    needed += sum(_BYTES_PER_SCAN + _COPIES_OF_SERIES * size for size in largest)
     check_space(work, needed)
     describe_dataset(output, {dataset.name: dataset.root for dataset in plan.datasets})
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,10 +14,11 @@ from numpy.typing import NDArray
 
 from bsym_bids.bold.volumes import READ_ERRORS, load_image
 from bsym_bids.dwi.commands import find_command, run
-from bsym_bids.dwi.fsl import Fsl, correct_with_fsl, find_fsl
+from bsym_bids.dwi.fsl import choose_fsl, correct_with_fsl
 from bsym_bids.dwi.gradients import Gradients, check_gradients, write_gradients
 from bsym_bids.dwi.masking import brain_mask
 from bsym_bids.dwi.motion import correct_motion
+from bsym_bids.dwi.mppca import denoise_series
 from bsym_bids.dwi.records import PreparedDwi
 from bsym_bids.dwi.series import (
     Run,
@@ -32,7 +32,6 @@ from bsym_bids.dwi.series import (
     read_volumes,
     save_image,
     with_image,
-    write_slab,
     write_volume,
 )
 from bsym_bids.dwi.tools import mrtrix3_version
@@ -47,9 +46,6 @@ FEWEST_TO_DENOISE = 10
 PLAUSIBLE_ML = (500, 2200)
 #: mm; voxels of about this size, never finer ones, are taken to estimate the bias field.
 N4_MM = 10.0
-# Slices that one worker denoises at a time, and the radius (voxels) of the patches.
-_SLAB = 6
-_RADIUS = 2
 # A mask is on the grid of a series when no corner is off by more than this share of a voxel.
 _SAME_GRID = 0.05
 
@@ -82,7 +78,7 @@ def prepare_dwi(scan: DwiScan, work: Path, *, threads: int) -> PreparedDwi:
     images = [open_run(image) for image in scan.images]
     if scan.is_preprocessed:
         return _check_preprocessed(scan, images, work)
-    fsl, notes = _choose_fsl(scan.images)
+    fsl, notes = choose_fsl(scan.images)
     reverse: list[Run] = []
     if fsl is None or not fsl.topup:
         images, left_out = choose_encoding(images)
@@ -92,7 +88,7 @@ def prepare_dwi(scan: DwiScan, work: Path, *, threads: int) -> PreparedDwi:
         notes += without
     series = gather(images, work / "raw.nii", scan.label)
     with workers(threads) as pool:
-        series = _denoise(series, work, threads, pool)
+        series = _denoise(series, work, pool)
         series = _remove_ringing(series, work, threads, pool)
         if fsl is None:
             series = _correct_motion(series, work, pool)
@@ -103,26 +99,6 @@ def prepare_dwi(scan: DwiScan, work: Path, *, threads: int) -> PreparedDwi:
         prepared = _correct_bias(series, scan.label, work, pool)
     shutil.rmtree(work / "fsl", ignore_errors=True)
     return replace(prepared, notes=[*notes, *prepared.notes])
-
-
-def _choose_fsl(images: Sequence[DwiImage]) -> tuple[Fsl | None, list[str]]:
-    """Return FSL where it is installed and can be used, and notes on why not.
-
-    eddy models the distortions of every volume along its phase encoding, so that it has to know
-    that of all.
-    """
-    fsl = find_fsl()
-    if fsl is None:
-        return None, [
-            "FSL is not on the PATH: motion and eddy currents were corrected by registration, "
-            "distortions of the field were not corrected."
-        ]
-    unknown = [image.image.name for image in images if image.phase_encoding is None]
-    if unknown:
-        return None, [
-            f"FSL was not used: the sidecar of {unknown[0]} has no PhaseEncodingDirection."
-        ]
-    return fsl, []
 
 
 def _known_encoding(reverse: Sequence[DwiImage]) -> tuple[list[Run], list[str]]:
@@ -173,71 +149,18 @@ def choose_encoding(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return [one for one in runs if one.source.phase_encoding == best], [note]
 
 
-def _denoise(series: Series, work: Path, threads: int, pool: Workers) -> Series:
-    """Denoise by Marchenko-Pastur PCA (Veraart et al. 2016, doi:10.1016/j.neuroimage.2016.08.016).
-
-    The noise map stays as ``noise.nii``.
-    """
+def _denoise(series: Series, work: Path, pool: Workers) -> Series:
+    """Denoise by MP-PCA; the noise map stays as ``noise.nii``."""
     count = len(series.gradients)
     if count < FEWEST_TO_DENOISE:
         note = f"Not denoised: {count} volumes are too few for MP-PCA."
         return replace(series, notes=[*series.notes, note])
     out, noise = work / "denoised.nii", work / "noise.nii"
-    if find_command("dwidenoise"):
-        command = ["dwidenoise", series.image, out, "-noise", noise, *_quietly(threads)]
-        run(command, folder=work)
-        details = {"Tool": "dwidenoise", "Version": mrtrix3_version("dwidenoise")}
-    else:
-        details = _denoise_with_dipy(series, out, noise, pool)
+    affine = nib.load(series.image).affine
+    brain = brain_mask(*_means(read_volumes(series.image), series.gradients), affine)
+    details = denoise_series(series.image, out, noise, brain, pool)
     series.image.unlink()
     return with_image(series, out, Denoising={"Method": "MP-PCA", **details})
-
-
-def _denoise_with_dipy(series: Series, out: Path, noise: Path, pool: Workers) -> dict[str, Any]:
-    import dipy
-
-    data = read_volumes(series.image)
-    affine = nib.load(series.image).affine
-    create_series(out, data.shape, affine)
-    mask = brain_mask(*_means(data, series.gradients), affine)
-    starts = range(0, data.shape[2], _SLAB)
-    sigma = np.zeros(data.shape[:3], dtype=np.float32)
-    arguments = (repeat(series.image), repeat(out), starts, repeat(mask))
-    for start, part in zip(starts, pool.map(_denoise_slab, *arguments), strict=True):
-        sigma[:, :, start : start + _SLAB] = part
-    save_image(noise, sigma, affine)
-    return {
-        "Tool": "dipy.denoise.localpca.mppca",
-        "Version": dipy.__version__,
-        "PatchRadius": _RADIUS,
-        "Region": "brain",
-    }
-
-
-def _denoise_slab(
-    image: Path, out: Path, start: int, mask: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Denoise a few slices inside the mask; return the noise level there.
-
-    A voxel is the mean over all patches it is in, so that a slab needs twice their radius of what
-    is around it to be the same as in the whole.
-    """
-    from dipy.denoise.localpca import mppca
-
-    data = read_volumes(image)
-    first, last = max(start - 2 * _RADIUS, 0), start + _SLAB + 2 * _RADIUS
-    around = np.array(data[:, :, first:last])
-    inner = slice(start - first, start - first + min(_SLAB, data.shape[2] - start))
-    inside = mask[:, :, first:last]
-    if not inside.any() or around.shape[2] < 2 * _RADIUS + 1:
-        write_slab(out, start, around[:, :, inner])
-        return np.zeros(around[:, :, inner].shape[:3], dtype=np.float32)
-    with np.errstate(invalid="ignore"):  # outside of all patches it divides 0 by 0
-        clean, sigma = mppca(around, mask=inside, patch_radius=_RADIUS, return_sigma=True)
-    reached = clean[..., 0] != 0  # outside of all patches the result is zero
-    around[reached] = clean[reached]
-    write_slab(out, start, around[:, :, inner])
-    return sigma[:, :, inner].astype(np.float32)
 
 
 def _remove_ringing(series: Series, work: Path, threads: int, pool: Workers) -> Series:

@@ -7,7 +7,9 @@ map would kill the process instead of raising an error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +28,7 @@ from bsym_bids.bold.volumes import (
     stream,
 )
 from bsym_bids.dwi.gradients import Gradients, check_gradients, read_gradients
-from bsym_bids.errors import BadDataError
+from bsym_bids.errors import BadDataError, BsymError
 from bsym_bids.inputs.records import DwiImage
 
 #: Share of the volumes that may be empty or without direction before a series is refused.
@@ -98,6 +100,18 @@ def open_run(source: DwiImage) -> Run:
     layout = _layout(source.image, image)
     gradients, notes = read_gradients(source.bval, source.bvec, layout.n_volumes)
     return Run(source, layout, gradients, tuple(notes))
+
+
+def work_bytes(images: Sequence[DwiImage]) -> int:
+    """Return how many bytes series have in the work folder; what cannot be opened counts nothing.
+
+    Only headers are read.
+    """
+    total = 0
+    for image in images:
+        with suppress(BsymError):
+            total += 4 * math.prod(load_image(image.image).shape)
+    return total
 
 
 def _layout(path: Path, image: SpatialImage) -> VolumeSeries:

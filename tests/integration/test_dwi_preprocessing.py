@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,11 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dipy.denoise.gibbs import gibbs_removal
-from dipy.denoise.localpca import mppca
+from dipy.denoise.localpca import mppca as dipy_mppca
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bsym_bids.dwi import fsl, preprocessing
+from bsym_bids.dwi import fsl, mppca, preprocessing
 from bsym_bids.dwi.gradients import Gradients, read_gradients, world_directions
 from bsym_bids.dwi.motion import nearest_rotation
 from bsym_bids.dwi.preprocessing import bias_field, prepare_dwi
@@ -57,7 +58,7 @@ def scan(phantom, tmp_path_factory):
 def without_commands():
     """As where neither MRtrix3 nor FSL is installed."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (preprocessing, fsl):
+        for module in (preprocessing, mppca, fsl):
             patch.setattr(module, "find_command", lambda name: None)
         yield
 
@@ -264,25 +265,60 @@ def piece(phantom, tmp_path):
     return tmp_path / "piece.nii", data, mask
 
 
-@pytest.mark.parametrize("slab", [4, 6, 7, 100])
-def test_denoising_in_slabs_is_that_of_dipy_in_one(piece, phantom, tmp_path, monkeypatch, slab):
+def denoised_in_slabs(piece, phantom, method, thickness):
     path, data, mask = piece
-    with np.errstate(invalid="ignore"):
-        clean, sigma = mppca(data, mask=mask, patch_radius=2, return_sigma=True)
-    expected = np.where((clean[..., 0] != 0)[..., None], clean, data)
-    monkeypatch.setattr(preprocessing, "_SLAB", slab)
-    out = tmp_path / "out.nii"
+    out = path.with_name("out.nii")
     create_series(out, data.shape, phantom.affine)
-    starts = range(0, data.shape[2], slab)
-    levels = [preprocessing._denoise_slab(path, out, start, mask) for start in starts]
-    found = read_volumes(out)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    np.testing.assert_allclose(
-        np.nan_to_num(np.concatenate(levels, axis=2)), np.nan_to_num(sigma), rtol=1e-4, atol=1e-3
-    )
+    columns = mppca.columns_of(mask, method)
+    levels = [
+        mppca.denoise_slab(path, out, start, thickness, columns, mask, method)
+        for start in range(0, data.shape[2], thickness)
+    ]
+    return read_volumes(out), np.concatenate(levels, axis=2)
+
+
+def assert_only_the_mask_changed(found, data, mask):
+    np.testing.assert_array_equal(found[~mask], data[~mask])
     assert np.abs(found - data)[mask].mean() > 1  # it did something
-    far = ~ndimage.binary_dilation(mask, iterations=3, structure=np.ones((3, 3, 3)))
-    np.testing.assert_array_equal(found[far], data[far])
+
+
+@pytest.mark.parametrize("thickness", [4, 6, 7, 100])
+def test_denoising_in_slabs_is_that_of_dipy_in_one(piece, phantom, thickness):
+    _, data, mask = piece
+    with np.errstate(invalid="ignore"):
+        clean, sigma = dipy_mppca(data, mask=mask, patch_radius=2, return_sigma=True)
+    with without_commands():
+        method = mppca.choose_method(14)
+    found, levels = denoised_in_slabs(piece, phantom, method, thickness)
+    reached = mask & clean.any(axis=-1)
+    assert reached.sum() > 0.3 * mask.sum()
+    np.testing.assert_allclose(found[reached], clean[reached], rtol=1e-5)
+    np.testing.assert_allclose(levels[reached], sigma[reached], rtol=1e-4, atol=1e-3)
+    assert_only_the_mask_changed(found, data, reached)
+
+
+@pytest.mark.mrtrix3
+@pytest.mark.parametrize("thickness", [1, 4, 100])
+def test_denoising_in_slabs_is_that_of_mrtrix3_in_one(piece, phantom, tmp_path, thickness):
+    path, data, mask = piece
+    save_image(tmp_path / "mask.nii", mask, phantom.affine)
+    command = ["dwidenoise", path, "clean.nii", "-mask", "mask.nii", "-noise", "sigma.nii"]
+    subprocess.run([*command, "-quiet"], cwd=tmp_path, check=True)
+    clean, sigma = (nib.load(tmp_path / f"{n}.nii").get_fdata() for n in ("clean", "sigma"))
+    found, levels = denoised_in_slabs(piece, phantom, mppca.choose_method(14), thickness)
+    np.testing.assert_allclose(found[mask], clean[mask], rtol=1e-5)
+    np.testing.assert_allclose(levels[mask], sigma[mask], rtol=1e-5)
+    assert_only_the_mask_changed(found, data, mask)
+
+
+def test_patches_are_as_large_as_dwidenoise_takes_them():
+    """Its help: 5 x 5 x 5 for up to 125 volumes, 7 x 7 x 7 for up to 343."""
+    assert [mppca.patch_radius(n) for n in (10, 27, 28, 125, 126, 343)] == [1, 1, 2, 2, 3, 3]
+
+
+def test_large_series_are_denoised_in_thinner_slabs():
+    small, large = (mppca.slab_thickness(4 * 120 * 140 * n, 3) for n in (30, 300))
+    assert small > large >= 1
 
 
 @pytest.mark.parametrize("axis", [0, 2])
@@ -493,9 +529,9 @@ class TestWithFsl:
 
     def test_it_is_left_alone_where_no_sidecar_says_the_encoding(self, scan, calls, monkeypatch):
         unknown = replace(scan.images[0], phase_encoding=None)
-        found, notes = preprocessing._choose_fsl([unknown])
+        found, notes = fsl.choose_fsl([unknown])
         assert found is None and "sub-01_dwi.nii.gz has no PhaseEncodingDirection" in notes[0]
-        found, notes = preprocessing._choose_fsl(scan.images)
+        found, notes = fsl.choose_fsl(scan.images)
         assert found.topup and found.eddy in ("eddy_openmp", "eddy_cpu") and not notes
 
 

@@ -148,6 +148,15 @@ def test_cached_results_know_files_version_and_settings_but_not_threads(scan, tm
         assert hash_of() != before
 
 
+def test_preprocessing_is_given_memory_by_processes_and_size_of_the_series(job, monkeypatch):
+    def memory(size, threads):
+        monkeypatch.setitem(vars(job), "work_bytes", size)
+        return init_dwi_scan_wf(job=job, threads=threads).get_node("prepare").mem_gb
+
+    assert memory(10**8, 2) < memory(10**9, 2) < memory(4 * 10**9, 2) == memory(10**11, 2) == 3
+    assert memory(10**9, 1) < memory(10**9, 2)
+
+
 def test_a_step_that_names_files_beside_it_keeps_them(job, tmp_path):
     from bsym_bids.workflows.base import init_participants_wf
 

@@ -13,6 +13,7 @@ from bsym_bids.dwi.series import (
     grid_distance,
     open_run,
     read_volumes,
+    work_bytes,
     write_slab,
     write_volume,
 )
@@ -88,6 +89,16 @@ def test_scaled_integers_are_read_as_what_they_stand_for(write, tmp_path):
     nib.save(image, source.image)
     expected = nib.load(source.image).get_fdata(dtype=np.float32)
     np.testing.assert_allclose(read_volumes(gathered(tmp_path, source).image), expected)
+
+
+def test_the_size_in_the_work_folder_is_told_by_headers(write, tmp_path):
+    one, other = write("a"), write("b", bvals=[0.0] * 3)
+    gone = DwiImage(tmp_path / "gone.nii.gz", one.bval, one.bvec, None)
+    truncated = write("c")
+    truncated.image.write_bytes(truncated.image.read_bytes()[:2000])
+    size = gathered(tmp_path, one, other).image.stat().st_size - 352
+    assert work_bytes([one, other, gone]) == size
+    assert work_bytes([truncated]) == work_bytes([one])
 
 
 def test_what_is_not_a_number_becomes_zero_and_is_counted(write, tmp_path):
