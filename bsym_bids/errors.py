@@ -11,6 +11,13 @@ import errno
 
 #: What a full or failing disk raises.
 DEVICE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
+#: What a file or folder raises that may not be touched.
+PERMISSION_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+#: What to do when memory did not suffice.
+MEMORY_HINT = (
+    "see that more memory is free, or do less at once: lower --nprocs or --omp-nthreads, or set "
+    "--mem-gb to what there is"
+)
 
 
 class BsymError(Exception):
@@ -81,3 +88,14 @@ class OutputIOError(BsymError):
     """Writing failed part of the way: disk full, quota, input/output error."""
 
     exit_code = 74
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory did not suffice.
+
+    Libraries in C++ (torch, ITK) raise a RuntimeError for it.
+    """
+    if isinstance(error, RuntimeError):
+        return any(text in str(error) for text in ("allocate memory", "bad_alloc"))
+    number = error.errno if isinstance(error, OSError) else None
+    return isinstance(error, MemoryError) or number == errno.ENOMEM

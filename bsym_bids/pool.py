@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
-from bsym_bids.errors import BsymError
+from bsym_bids.errors import MEMORY_HINT, BsymError
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 #: What keeps libraries to one thread; read as they are loaded.
@@ -48,7 +48,7 @@ class Workers:
         except BrokenProcessPool as error:
             raise BsymError(
                 f"a worker process was killed (often: not enough memory): {error}",
-                hint="see that more memory is free, or lower the number of processes",
+                hint=MEMORY_HINT,
             ) from error
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -22,6 +22,9 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
 from bsym_bids.errors import (
     DEVICE_ERRORS,
+    MEMORY_HINT,
+    PERMISSION_ERRORS,
+    CannotCreateOutputError,
     InputMissingError,
     OutputIOError,
     ParticipantsFailedError,
@@ -266,12 +269,12 @@ def failure_of(folder: Path, crash_dir: Path, since: float) -> Failure | None:
             hint = "lower --nprocs or --omp-nthreads, or set --mem-gb"
             return Failure(WORKER_DIED, hint, worker_died=True)
         details = f"{_last_line(text)} (details: {path})"
-        return _device_failure(text) or Failure(details, "please report this crash file")
+        return _machine_failure(text) or Failure(details, "please report this crash file")
     return None
 
 
-def _device_failure(text: str) -> Failure | None:
-    """Return the failure when a text tells of a full or failing disk.
+def _machine_failure(text: str) -> Failure | None:
+    """Return the failure when a text tells of the disk, permissions or memory.
 
     What Nipype writes for itself (inputs and results of each step) fails with a traceback only.
     """
@@ -282,6 +285,12 @@ def _device_failure(text: str) -> Failure | None:
                 "make space there, then run the same command again",
                 OutputIOError.exit_code,
             )
+    last = _last_line(text)
+    if any(reason in last for reason in map(os.strerror, sorted(PERMISSION_ERRORS))):
+        hint = "check the permissions of the work and output folders"
+        return Failure(last, hint, CannotCreateOutputError.exit_code)
+    if "MemoryError" in last:
+        return Failure(last, MEMORY_HINT)
     return None
 
 
@@ -300,4 +309,4 @@ def unrecorded(error: Exception | None) -> Failure:
     if error is None:
         return Failure("outputs are missing, and no reason is on record", "run it again with -v")
     failure = Failure(_last_line(str(error)), "run it again with -v, and see the log")
-    return _device_failure(str(error)) or failure
+    return _machine_failure(str(error)) or failure

@@ -12,7 +12,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bsym_bids.errors import DEVICE_ERRORS, BsymError, InputMissingError, OutputIOError
+from bsym_bids.errors import (
+    DEVICE_ERRORS,
+    MEMORY_HINT,
+    BsymError,
+    InputMissingError,
+    OutputIOError,
+)
 from bsym_bids.pool import tie
 
 _DISK_FULL = (*(os.strerror(number) for number in sorted(DEVICE_ERRORS)), "No space left")
@@ -128,7 +134,7 @@ def _failure(words: Sequence[str], code: int, errors: str, folder: Path) -> Bsym
     if any(text in errors for text in _MEMORY_ERRORS) or -code == signal.SIGKILL:
         return BsymError(
             f"{name} was killed or got no memory ({_ending(code)}): {said}",
-            hint="see that more memory is free, or lower the number of processes",
+            hint=MEMORY_HINT,
         )
     return BsymError(
         f"{name} failed ({_ending(code)}): {said}", hint=f"the command was: {shlex.join(words)}"

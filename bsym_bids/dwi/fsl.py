@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,43 @@ class Fsl:
         except OSError:
             return "unknown"
 
+    def corrects_distortions(self, images: Iterable[DwiImage]) -> bool:
+        """Tell whether topup takes part: two phase encodings measure distortions, one does not."""
+        known = {image.phase_encoding for image in images} - {None}
+        return self.topup and len(known) > 1
+
+
+def choose_fsl(images: Sequence[DwiImage]) -> tuple[Fsl | None, list[str]]:
+    """Return FSL where it is installed and can be used for a scan, and notes on why not.
+
+    eddy models the distortions of every volume along its phase encoding, so that it has to know
+    that of all.
+
+    Parameters
+    ----------
+    images : sequence of DwiImage
+        The series of the scan, without those that only serve to measure distortions.
+
+    Returns
+    -------
+    fsl : Fsl or None
+        None where it is not used.
+    notes : list of str
+        Why not.
+    """
+    fsl = find_fsl()
+    if fsl is None:
+        return None, [
+            "FSL is not on the PATH: motion and eddy currents were corrected by registration, "
+            "distortions of the field were not corrected."
+        ]
+    unknown = [image.image.name for image in images if image.phase_encoding is None]
+    if unknown:
+        return None, [
+            f"FSL was not used: the sidecar of {unknown[0]} has no PhaseEncodingDirection."
+        ]
+    return fsl, []
+
 
 def find_fsl() -> Fsl | None:
     """Return FSL where eddy is on the PATH, together with MRtrix3's dwifslpreproc."""
@@ -117,11 +154,10 @@ def correct_with_fsl(
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     folder.mkdir()
     write_gradients(series.gradients, folder / "in.bval", folder / "in.bvec")
-    known = [s.readout_time for s in (*series.sources, *(r.source for r in reverse))]
-    guessed = None in known
-    encodings = {s.phase_encoding for s in (*series.sources, *(r.source for r in reverse))}
+    every = [*series.sources, *(one.source for one in reverse)]
+    guessed = None in [source.readout_time for source in every]
     command = ["dwifslpreproc", "dwi.mif", "out.nii"]
-    with_topup = fsl.topup and len(encodings) > 1
+    with_topup = fsl.corrects_distortions(every)
     image = _of_even_size(series.image, folder / "even.nii") if with_topup else series.image
     convert = ["mrconvert", image, "dwi.mif", "-fslgrad", "in.bvec", "in.bval"]
     if with_topup:

@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bsym_bids.dwi.commands import find_command, run
-from bsym_bids.dwi.fsl import find_fsl
+from bsym_bids.dwi.fsl import choose_fsl
 from bsym_bids.errors import BsymError
+from bsym_bids.inputs.records import DwiScan
 
 
 def mrtrix3_version(command: str) -> str:
@@ -28,21 +29,29 @@ def mrtrix3_version(command: str) -> str:
 
 
 def preprocessing_tools() -> dict[str, str]:
-    """Return what does each step of preprocessing raw series here, with its version."""
-    dipy, itk = f"dipy {version('dipy')}", f"SimpleITK {version('SimpleITK')}"
+    """Return what does the steps of preprocessing raw series here, with its version.
+
+    What corrects motion is another one for each scan, see `motion_tool`.
+    """
+    dipy = f"dipy {version('dipy')}"
     return {
         "Denoising": _command("dwidenoise") or dipy,
         "GibbsRemoval": _command("mrdegibbs") or dipy,
-        "MotionCorrection": _fsl() or itk,
-        "BiasCorrection": itk,
+        "BiasCorrection": _itk(),
     }
 
 
-def _fsl() -> str | None:
-    fsl = find_fsl()
+def motion_tool(scan: DwiScan) -> str:
+    """Return what corrects motion of a raw scan here, with its version."""
+    fsl, _ = choose_fsl(scan.images)
     if fsl is None:
-        return None
-    return f"FSL {fsl.version} {fsl.eddy}{' and topup' if fsl.topup else ''}"
+        return _itk()
+    topup = " and topup" if fsl.corrects_distortions((*scan.images, *scan.reverse)) else ""
+    return f"FSL {fsl.version} {fsl.eddy}{topup}"
+
+
+def _itk() -> str:
+    return f"SimpleITK {version('SimpleITK')}"
 
 
 def _command(name: str) -> str | None:

@@ -34,16 +34,16 @@ def _preprocessing(scan: DwiScan) -> str:
 
 def _movement(scan: DwiScan) -> tuple[str, str]:
     """Say what corrects movement, and what becomes of distortions."""
-    from bsym_bids.dwi.fsl import find_fsl
+    from bsym_bids.dwi.fsl import choose_fsl
 
-    encodings = {image.phase_encoding for image in scan.images}
-    fsl = None if None in encodings else find_fsl()
-    encodings |= {image.phase_encoding for image in scan.reverse}
+    fsl, _ = choose_fsl(scan.images)
+    every = (*scan.images, *scan.reverse)
+    movement = "motion and eddy currents by registration" if fsl is None else "FSL's eddy"
+    if fsl is not None and fsl.corrects_distortions(every):
+        return movement, "distortions by FSL's topup"
+    encodings = {image.phase_encoding for image in every}
     if fsl is not None:
         encodings -= {None}  # of what only serves to measure distortions, and is left out then
-    movement = "motion and eddy currents by registration" if fsl is None else "FSL's eddy"
-    if fsl is not None and fsl.topup and len(encodings) > 1:
-        return movement, "distortions by FSL's topup"
     distortions = "distortions stay"
     if len(encodings) > 1:
         distortions += f", one phase encoding of {len(encodings)} is used, without FSL's topup"

@@ -12,6 +12,7 @@ from bsym_bids.errors import UsageError
 from bsym_bids.jobs.base import Job, uri_of
 from bsym_bids.outputs.names import RunNames
 from bsym_bids.outputs.publish import file_identity, fingerprint
+from bsym_bids.software import OF_ALL, OF_MODELS, library_versions
 
 if TYPE_CHECKING:
     from bsym_bids.bold.nuisance import NuisanceStrategy
@@ -115,10 +116,12 @@ class RunJob(Job):
         """Expected fingerprint of each group of outputs."""
         files = (self.run.bold, self.run.mask, self.run.confounds, self.run.confounds_json)
         inputs = [file_identity(path) for path in files]
-        common = [__version__, self.run.repetition_time, inputs, self.settings.timeseries]
+        software = __version__, library_versions(*OF_ALL)
+        common = [*software, self.run.repetition_time, inputs, self.settings.timeseries]
+        model = library_versions(*OF_MODELS), self.settings.embedding
         return {
             "timeseries": fingerprint(*common),
-            "embedding": fingerprint(*common, self.settings.embedding),
+            "embedding": fingerprint(*common, *model),
         }
 
     def deviations(self, repetition_time: float) -> list[str] | None:

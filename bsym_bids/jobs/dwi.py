@@ -11,6 +11,7 @@ from bsym_bids import __version__
 from bsym_bids.jobs.base import Job, uri_of
 from bsym_bids.outputs.names import ScanNames
 from bsym_bids.outputs.publish import file_identity, fingerprint
+from bsym_bids.software import OF_ALL, OF_MODELS, OF_SCANS, library_versions
 
 if TYPE_CHECKING:
     from bsym_bids.config import RunConfig
@@ -33,7 +34,8 @@ class ScanSettings:
     structural : mapping
         What decides, on top of that, the structural embedding; empty when the model has none.
     preprocessing : mapping
-        What preprocesses raw series here, which decides their connectomes too.
+        What preprocesses raw series here, which decides their connectomes too; without what
+        differs between scans (`ScanJob.preprocessing`).
     engine : Engine
         What tracks.
     preset : Preset
@@ -146,10 +148,21 @@ class ScanJob(Job):
         """What the scan is called in messages and tables."""
         return self.scan.label
 
-    @property
+    @cached_property
     def preprocessing(self) -> Mapping[str, str]:
         """What preprocesses the series; empty where that was done elsewhere."""
-        return {} if self.scan.is_preprocessed else self.settings.preprocessing
+        from bsym_bids.dwi.tools import motion_tool
+
+        if self.scan.is_preprocessed:
+            return {}
+        return {**self.settings.preprocessing, "MotionCorrection": motion_tool(self.scan)}
+
+    @cached_property
+    def work_bytes(self) -> int:
+        """Bytes that the series has while it is worked on."""
+        from bsym_bids.dwi.series import work_bytes
+
+        return work_bytes(self.scan.images)
 
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:
@@ -159,11 +172,13 @@ class ScanJob(Job):
             (image.phase_encoding, image.readout_time)
             for image in (*self.scan.images, *self.scan.reverse)
         ]
+        software = __version__, library_versions(*OF_ALL, *OF_SCANS), self.preprocessing
         settings = self.settings.connectome, self.settings.tractogram
-        common = [__version__, inputs, acquired, self.preprocessing, *settings]
+        common = [*software, inputs, acquired, *settings]
         found = {"connectome": fingerprint(*common)}
         if self.settings.structural:
-            found["structural"] = fingerprint(*common, self.settings.structural)
+            model = library_versions(*OF_MODELS), self.settings.structural
+            found["structural"] = fingerprint(*common, *model)
         return found
 
     def expected_deviations(self) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from bsym_bids import __version__, atlas
 from bsym_bids.jobs import FusionJob, RunJob, ScanJob
 from bsym_bids.outputs.names import fusion_products, products, scan_products
+from bsym_bids.software import OF_ALL, OF_MODELS, OF_SCANS, library_versions
 
 if TYPE_CHECKING:
     from bsym_bids.model.weights import Release
@@ -55,7 +55,7 @@ def scan_sidecar(job: ScanJob, key: str, sources: Sequence[str]) -> dict[str, An
         "Sources": list(sources),
         "SpatialReference": job.scan.space or "orig",
         "Atlas": ATLAS,
-        "SoftwareVersions": software_versions() | _engine_version(job),
+        "SoftwareVersions": software_versions() | _scan_versions(job),
         "ConnectomeSettings": dict(job.settings.connectome),
     }
 
@@ -84,8 +84,8 @@ def fusion_sidecar(job: FusionJob, key: str, sources: Sequence[str]) -> dict[str
     )
 
 
-def _engine_version(job: ScanJob) -> dict[str, str]:
-    return {job.settings.engine.name: job.settings.engine.version}
+def _scan_versions(job: ScanJob) -> dict[str, str]:
+    return library_versions(*OF_SCANS) | {job.settings.engine.name: job.settings.engine.version}
 
 
 def model_sidecar(job: RunJob, key: str, sources: Sequence[str], threads: int) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def about_model(release: Release) -> dict[str, Any]:
 
 def software_versions() -> dict[str, str]:
     """Return the versions of what the numbers depend on."""
-    found = {name: version(name) for name in ("numpy", "scipy", "nibabel", "torch")}
+    found = library_versions(*OF_ALL, *OF_MODELS)
     return {"bsym-bids": __version__, "python": platform.python_version(), **found}
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from nipype.interfaces.base import BaseInterfaceInputSpec, TraitedSpec, traits
@@ -17,6 +18,7 @@ from nipype.pipeline.engine import Node, Workflow
 
 from bsym_bids.errors import BadDataError, InputMissingError, UsageError
 from bsym_bids.interfaces.base import PlainInterface
+from bsym_bids.pool import workers
 from bsym_bids.workflows.execution import (
     WORKER_DIED,
     choose_plugin,
@@ -25,6 +27,10 @@ from bsym_bids.workflows.execution import (
     run_graph,
     unrecorded,
 )
+
+
+def _pid(_: int) -> int:
+    return os.getpid()
 
 
 class _In(BaseInterfaceInputSpec):
@@ -53,6 +59,22 @@ class Act(PlainInterface):
                 os.kill(os.getpid(), signal.SIGTERM)
             case "full":
                 raise OSError(errno.ENOSPC, "No space left on device")
+            case "refused":
+                raise PermissionError(errno.EACCES, "Permission denied", "/else/where.npz")
+            case "read_only":
+                raise OSError(errno.EROFS, "Read-only file system")
+            case "other_system_error":
+                raise OSError(errno.ENOTDIR, "Not a directory", "/else/where.npz")
+            case "memory":
+                np.empty((1 << 29, 1 << 30))
+            case "memory_of_a_library":
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
+            case "memory_in_a_process":
+                with workers(1) as pool:
+                    pool.call(np.empty, (1 << 29, 1 << 30))
+            case "killed_process":
+                with workers(1) as pool:
+                    pool.call(os.kill, next(pool.map(_pid, [0])), signal.SIGKILL)
             case "bookkeeping":
                 # Nipype cannot keep the inputs and the result of a step whose folder is gone.
                 folder.rename(folder.with_name("gone"))
@@ -158,6 +180,58 @@ def test_full_work_directory_is_explained(tmp_path):
     folder = tmp_path / "bsym" / "full" / "act"
     assert failure.message == f"{folder}: No space left on device"
     assert failure.exit_code == 74 and not failure.worker_died
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ("memory", "{folder}: this step ran out of memory. Unable to allocate 4.00 EiB"),
+        ("memory_of_a_library", "{folder}: this step ran out of memory. DefaultCPUAllocator"),
+        ("memory_in_a_process", "{folder}: this step ran out of memory. Unable to allocate"),
+        ("killed_process", "a worker process was killed (often: not enough memory)"),
+    ],
+)
+def test_too_little_memory_is_explained(tmp_path, behaviour, message):
+    seen, _ = run(tmp_path, behaviour, "good")
+    failure = reason(tmp_path, behaviour)
+    assert failure.message.startswith(message.format(folder=tmp_path / "bsym" / behaviour / "act"))
+    assert "--nprocs" in failure.hint and "--mem-gb" in failure.hint and failure.exit_code == 1
+    assert ("bsym.good.act", "end") in seen
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ("refused", "/else/where.npz: Permission denied"),
+        ("read_only", "{folder}: Read-only file system"),
+    ],
+)
+def test_what_may_not_be_touched_is_named(tmp_path, behaviour, message):
+    run(tmp_path, behaviour)
+    failure = reason(tmp_path, behaviour)
+    assert failure.message == message.format(folder=tmp_path / "bsym" / behaviour / "act")
+    assert "permissions" in failure.hint and failure.exit_code == 73
+
+
+def test_other_errors_of_the_system_stay_faults(tmp_path):
+    run(tmp_path, "other_system_error")
+    failure = reason(tmp_path, "other_system_error")
+    assert "report this crash file" in failure.hint and "Not a directory" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "word"),
+    [
+        ("PermissionError: [Errno 13] Permission denied: '/w/act/_inputs.pklz'", 73, "permissions"),
+        ("OSError: [Errno 30] Read-only file system: '/w/act'", 73, "permissions"),
+        ("MemoryError", 1, "memory"),
+    ],
+)
+def test_failure_of_nipypes_own_bookkeeping_is_explained(tmp_path, last, code, word):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "crash-1.txt").write_text(f"Node: bsym.sub_01.run.act\n{last}\n")
+    failure = failure_of(tmp_path / "run", tmp_path, 0.0)
+    assert (failure.message, failure.exit_code) == (last, code) and word in failure.hint
 
 
 def test_failure_of_nipypes_own_bookkeeping_is_no_dead_worker(tmp_path):

@@ -319,6 +319,15 @@ def test_errors_of_the_system_are_explained_wherever_they_happen(call, monkeypat
     assert code == 74 and "somewhere/deep: Permission denied" in err
 
 
+def test_too_little_memory_is_no_fault(call, monkeypatch):
+    def fails(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(participant, "plan_inputs", fails)
+    code, _, err = call()
+    assert code == 1 and "error: out of memory" in err and "--nprocs" in err
+
+
 def test_fault_of_ours_says_how_to_see_more(call, monkeypatch):
     def fails(*_, **__):
         raise ZeroDivisionError("oops")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bsym_bids import jobs
+from bsym_bids import jobs, software
 from bsym_bids.bold.nuisance import load_strategy
 from bsym_bids.config import CALL_FIELDS, RunConfig
 from bsym_bids.errors import BadDataError, UsageError
@@ -164,6 +164,16 @@ def test_repetition_time_and_version_make_everything_anew(run, monkeypatch):
     newer = job_of(run).fingerprints
     for group, value in before.items():
         assert len({value, slower[group], newer[group]}) == 3
+
+
+@pytest.mark.parametrize("library", ["numpy", "scipy", "nibabel", "torch", "dipy"])
+def test_another_version_of_a_library_makes_anew_what_it_computes(run, monkeypatch, library):
+    before = job_of(run).fingerprints
+    own = software._version
+    monkeypatch.setattr(software, "_version", lambda name: "0" if name == library else own(name))
+    after = job_of(run).fingerprints
+    assert (before["timeseries"] == after["timeseries"]) == (library in ("torch", "dipy"))
+    assert (before["embedding"] == after["embedding"]) == (library == "dipy")
 
 
 def test_cut_offs_given_as_the_strategy_has_them_change_nothing(run):

@@ -4,15 +4,17 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import dipy
 import pytest
 
-from bsym_bids import jobs
+from bsym_bids import jobs, software
 from bsym_bids.bold.nuisance import load_strategy
 from bsym_bids.config import RunConfig
 from bsym_bids.inputs import Anatomy, BoldRun, Derivatives, DwiImage, DwiScan, Participant, Plan
 from bsym_bids.jobs import FusionJob, RunJob, ScanJob, ScanSettings, Settings, jobs_of
 from bsym_bids.jobs.fusion import fusions_of
 from bsym_bids.model.weights import resolve_release
+from bsym_bids.outputs.sidecars import scan_sidecar
 
 # Every setting that decides a connectome, and those that decide what the model makes of it.
 OF_THE_CONNECTOME = {
@@ -133,9 +135,17 @@ def commands(tmp_path, monkeypatch):
 MRTRIX3, FSL = ("dwidenoise", "mrdegibbs", "dwifslpreproc"), ("eddy_cpu",)
 
 
+def encoded(scan, *encodings, reverse=()):
+    """Return the scan with a series for each phase encoding; reverse ones only serve topup."""
+    images = [replace(scan.images[0], phase_encoding=encoding) for encoding in encodings]
+    others = [replace(scan.images[0], phase_encoding=encoding) for encoding in reverse]
+    return replace(scan, images=tuple(images), reverse=tuple(others))
+
+
 @pytest.mark.parametrize("installed", [MRTRIX3, MRTRIX3[:1], (*MRTRIX3, *FSL)])
 def test_what_preprocesses_raw_series_makes_them_anew(scan, commands, installed):
     """Programs of MRtrix3 and FSL are used whatever the engine is."""
+    scan = encoded(scan, "j")
     preprocessed = replace(scan, space="ACPC")
     before, alone = job_of(scan).fingerprints, job_of(preprocessed).fingerprints
     commands(*installed)
@@ -147,9 +157,68 @@ def test_what_preprocesses_raw_series_makes_them_anew(scan, commands, installed)
     assert job_of(preprocessed).fingerprints == alone
 
 
-def test_what_preprocesses_is_named_with_its_version(commands):
+@pytest.mark.parametrize(
+    ("encodings", "reverse", "with_eddy", "with_topup"),
+    [
+        (["j"], [], True, False),
+        (["j", "j"], [], True, False),
+        (["j", "j-"], [], True, True),
+        (["j"], ["j-"], True, True),
+        (["j"], ["j"], True, False),
+        (["j"], [None], True, False),  # of which nobody knows what it measures
+        ([None], [], False, False),
+        (["j", None], ["j-"], False, False),
+    ],
+)
+def test_fsl_makes_those_scans_anew_that_it_is_used_for(
+    scan, commands, tmp_path, encodings, reverse, with_eddy, with_topup
+):
+    scan = encoded(scan, *encodings, reverse=reverse)
+
+    def decided():
+        job = job_of(scan)
+        return job.fingerprints, job.preprocessing["MotionCorrection"]
+
+    commands("dwifslpreproc")
+    without, _ = decided()
+    commands(*FSL)
+    eddy, tool = decided()
+    assert (eddy != without) == with_eddy
+    assert tool.startswith("FSL 3.0.4 eddy_cpu" if with_eddy else "SimpleITK ")
+    commands("topup", "applytopup")
+    config = tmp_path / "etc" / "flirtsch" / "b02b0.cnf"
+    config.parent.mkdir()
+    config.touch()
+    topup, tool = decided()
+    assert (topup != eddy) == with_topup and tool.endswith("and topup") == with_topup
+
+
+@pytest.mark.parametrize("space", [None, "ACPC"])
+@pytest.mark.parametrize(
+    "library", ["numpy", "scipy", "nibabel", "dipy", "SimpleITK", "nitransforms", "torch"]
+)
+def test_another_version_of_a_library_makes_anew_what_it_computes(
+    scan, monkeypatch, space, library
+):
+    scan = replace(scan, space=space)
+    before = job_of(scan).fingerprints
+    own = software._version
+    monkeypatch.setattr(software, "_version", lambda name: "0" if name == library else own(name))
+    after = job_of(scan).fingerprints
+    assert (before["connectome"] == after["connectome"]) == (library == "torch")
+    assert before["structural"] != after["structural"]
+
+
+def test_sidecars_list_what_the_fingerprint_is_of(scan, commands):
+    listed = scan_sidecar(job_of(scan), "count", [])["SoftwareVersions"]
+    libraries = {*software.OF_ALL, *software.OF_SCANS, *software.OF_MODELS}
+    assert set(listed) == libraries | {"bsym-bids", "python"}
+    assert listed["dipy"] == dipy.__version__
+
+
+def test_what_preprocesses_is_named_with_its_version(scan, commands):
     commands(*MRTRIX3, *FSL)
-    tools = settings_of()[1].preprocessing
+    tools = job_of(encoded(scan, "j")).preprocessing
     assert tools["Denoising"] == "dwidenoise 3.0.4"
     assert tools["GibbsRemoval"] == "mrdegibbs 3.0.4"
     assert tools["MotionCorrection"] == "FSL 3.0.4 eddy_cpu"
