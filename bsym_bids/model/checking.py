@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids import atlas
-from bsym_bids.atlas.group import group_functional_connectivity, group_streamline_counts
+from bsym_bids.atlas.group import group_functional_connectivity
 from bsym_bids.bold.cleaning import naming
 from bsym_bids.bold.windows import WINDOW_LENGTH, Windows, windows_for_model
 from bsym_bids.errors import BsymError, InputMissingError
@@ -35,7 +35,11 @@ from bsym_bids.model.structural import (
     edge_quality,
     stated_convention,
     structural_input,
-    volume_normalised,
+)
+from bsym_bids.model.structural_embedding import (
+    connectome_input,
+    expected_streamlines,
+    group_input,
 )
 from bsym_bids.model.weights import Release, load_model
 from bsym_bids.outputs.reading import (
@@ -45,6 +49,7 @@ from bsym_bids.outputs.reading import (
     find_runs,
     one_space,
     read_connectome,
+    read_roi_volumes,
     read_series,
 )
 
@@ -56,6 +61,8 @@ WINDOW_STEP = 100
 
 Item = TypeVar("Item", WrittenRun, WrittenConnectome)
 Scores = Mapping[str, float]
+#: A connectome (R, R) as the network gets it, and which ROIs (R,) it lacks.
+NetworkInput = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -202,6 +209,7 @@ def check_model(
         check_network(release, model, WINDOW_LENGTH)
     settings = check_settings(release, seed)
     judge = partial(judge_reconstruction, release.card)
+    expected = expected_streamlines(release.card)
 
     def of_run(run: WrittenRun) -> list[Row]:
         scores = run_scores(model, run, settings)
@@ -210,7 +218,7 @@ def check_model(
     def of_scan(scan: WrittenConnectome) -> list[Row]:
         return [
             Row(scan.participant, scan.label, scores, None, convention)
-            for convention, scores in scan_scores(model, scan, seed).items()
+            for convention, scores in scan_scores(model, scan, seed, expected).items()
         ]
 
     problems: list[BsymError] = []
@@ -330,7 +338,10 @@ def run_scores(
 
 
 def scan_scores(
-    model: BrainSymphony, scan: WrittenConnectome, seed: int
+    model: BrainSymphony,
+    scan: WrittenConnectome,
+    seed: int,
+    expected: tuple[float, float] | None = None,
 ) -> dict[EdgeConvention, dict[str, float]]:
     """Score the prediction of hidden edges of one scan, under each convention.
 
@@ -342,6 +353,8 @@ def scan_scores(
         Streamline counts, or counts that were divided by volume.
     seed : int
         Of folds and permutations.
+    expected : tuple of float, optional
+        As in `bsym_bids.model.structural_embedding.depth_factor`; used for streamline counts.
 
     Returns
     -------
@@ -356,28 +369,44 @@ def scan_scores(
         The connectome cannot be read or used.
     """
     with naming(scan.path):
-        weights = read_connectome(scan)
-        missing = np.isnan(weights).all(axis=0)
-        weights[missing] = weights[:, missing] = 0
-        scores = {}
-        for measure in (COUNT, DENSITY) if scan.measure == COUNT else (scan.measure,):
-            group = group_streamline_counts()
-            volumes = atlas.roi_volumes()
-            densities = weights
-            if measure == DENSITY:
-                group = volume_normalised(group, volumes)
-                if scan.measure == COUNT:
-                    densities = volume_normalised(weights, volumes)
-            for transform in CONVENTIONS:
-                quality = edge_quality(
-                    model,
-                    structural_input(densities, transform)[None],
-                    seed,
-                    group=structural_input(group, transform),
-                    missing=missing[None],
-                )
-                scores[EdgeConvention(measure, transform)] = quality.scores_of()
-    return scores
+        inputs = _densities(scan) if scan.measure == DENSITY else _counts(scan, expected)
+        return {
+            convention: edge_quality(
+                model,
+                sc[None],
+                seed,
+                group=group_input(convention),
+                missing=missing[None],
+            ).scores_of()
+            for convention, (sc, missing) in inputs.items()
+        }
+
+
+def _counts(
+    scan: WrittenConnectome, expected: tuple[float, float] | None
+) -> dict[EdgeConvention, NetworkInput]:
+    """Return what the participant level gives the network, under each convention."""
+    counts, volumes = read_connectome(scan), read_roi_volumes(scan)
+    if volumes is None:
+        volumes = atlas.roi_volumes()
+    found = {}
+    for measure in (COUNT, DENSITY):
+        for transform in CONVENTIONS:
+            convention = EdgeConvention(measure, transform)
+            given = connectome_input(counts, volumes, convention, expected)
+            found[convention] = given.sc, given.missing
+    return found
+
+
+def _densities(scan: WrittenConnectome) -> dict[EdgeConvention, NetworkInput]:
+    """Return the same of counts that somebody has divided by volume; their number is not known."""
+    weights = read_connectome(scan)
+    missing = np.isnan(weights).all(axis=0)
+    weights[missing] = weights[:, missing] = 0
+    return {
+        EdgeConvention(DENSITY, transform): (structural_input(weights, transform), missing)
+        for transform in CONVENTIONS
+    }
 
 
 def check_settings(release: Release, seed: int) -> dict[str, Any]:

@@ -252,6 +252,24 @@ def read_connectome(connectome: WrittenConnectome) -> NDArray[np.float64]:
     return read_matrix(connectome.path)
 
 
+def read_roi_volumes(connectome: WrittenConnectome) -> NDArray[np.float64] | None:
+    """Read the volumes of the ROIs in the person's space, from the table beside a connectome.
+
+    Returns
+    -------
+    ndarray, shape (450,), or None
+        In mm3; None where there is no table.
+
+    Raises
+    ------
+    BadDataError
+        The table cannot be read, or is not of the atlas.
+    """
+    stem = connectome.path.name.rpartition("_desc-")[0]
+    path = connectome.path.with_name(f"{stem}_desc-rois_qc.tsv")
+    return read_roi_column(path, "volume") if path.is_file() else None
+
+
 def read_matrix(path: Path) -> NDArray[np.float64]:
     """Read a matrix with a row and a column per ROI; raises as `read_connectome`."""
     return _read_numbers(path, rows_named=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,21 @@ def test_any_number_of_processes_gives_the_same_files(by_dipy, bids, tmp_path):
             assert path.read_bytes() == (by_dipy[0] / path.relative_to(out)).read_bytes(), path
             compared += 1
     assert compared >= 11
+
+
+def test_the_check_finds_what_the_participant_level_found(by_dipy):
+    """Of the same connectome, at the depth of the model, by the person's volumes."""
+    out, _ = by_dipy
+    command = [Path(sys.executable).with_name("bsym-model"), "check", out, "--model", "bsym-sim-v1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (recorded,) = out.glob(f"sub-{SUB}/dwi/*_desc-edges_qc.tsv")
+    assert json.loads(recorded.with_suffix(".json").read_text())["DepthFactor"] > 2
+    wanted = pd.read_csv(recorded, sep="\t").iloc[0]
+    found = pd.read_csv(out / "desc-bsymsimv1edges_qc.tsv", sep="\t")
+    found = found[found["in_use"]].iloc[0]
+    for score in wanted.index:
+        assert found[score] == pytest.approx(wanted[score], rel=1e-3, abs=1e-3), score
 
 
 def test_another_convention_embeds_anew_without_tracking(by_dipy, bids):

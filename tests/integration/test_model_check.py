@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from bsym_bids.model.structural import EdgeConvention, stated_convention
 from bsym_bids.model.weights import random_state_dicts, resolve_release
 from bsym_bids.outputs.checks import report, write_check
 from bsym_bids.outputs.names import sidecar_of
+from bsym_bids.outputs.reading import find_connectomes
 from bsym_bids.simulation.dataset import simulate_dataset
 
 IN_USE = EdgeConvention("invnodevol", "log10")
@@ -69,7 +71,7 @@ def quick(monkeypatch):
         scores = {f"{way}{s}": 0.1 for way in WAYS for s in ("r2", "rho", "mae")}
         return {**scores, "r2": r2, "permuted_r2": -0.3, "linear_r2": 0.6, "n_rois": 450}
 
-    def of_scan(_, scan, seed):
+    def of_scan(_, scan, seed, expected):
         ways = ("", "permuted_", "group_", "edges_", "edges_permuted_", "edges_group_")
         scores = {f"{way}{s}": 0.1 for way in ways for s in ("r2", "rho", "mae")}
         return {
@@ -112,6 +114,38 @@ def test_the_whole_check_with_random_weights(out):
         assert row.scores["edges_mae"] > 0
     assert check.convention == IN_USE
     assert not check.problems and not check.skipped
+
+
+@pytest.mark.parametrize("own_volumes", [True, False])
+def test_connectomes_are_those_that_the_participant_level_gives(out, monkeypatch, own_volumes):
+    """Brought to the depth of the model, and by the person's volumes where they are known."""
+    (path,) = out.glob("sub-sim0002/dwi/*_desc-count_relmat.tsv")
+    counts = pd.read_csv(path, sep="\t", index_col=0).to_numpy(float)
+    volumes = atlas.roi_volumes()
+    if own_volumes:
+        volumes = volumes * np.random.default_rng(0).uniform(0.5, 1.5, len(volumes))
+        table = pd.DataFrame({"name": atlas.roi_names(), "volume": volumes})
+        rois = path.with_name(path.name.replace("count_relmat", "rois_qc"))
+        table.to_csv(rois, sep="\t", index=False)
+    given = []
+
+    def edge_quality(model, sc, *arguments, **options):
+        given.append(sc[0].astype(float))
+        return SimpleNamespace(scores_of=dict)
+
+    monkeypatch.setattr(checking, "edge_quality", edge_quality)
+    (scan,) = (found for found in find_connectomes(out) if found.path == path)
+    deeper = counts * 7e6 / (counts.sum() / 2)
+    edges = {
+        "count": deeper,
+        "invnodevol": deeper * 2 / (volumes[:, None] + volumes),
+    }
+    conventions = checking.scan_scores(None, scan, 0, expected=(7e6, 9e6))
+    assert len(conventions) == len(given) == 4
+    for convention, found in zip(conventions, given, strict=True):
+        wanted = edges[convention.measure] + (convention.transform == "log10p1")
+        wanted = np.log10(wanted, out=np.zeros_like(wanted), where=wanted > 0)
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_tables_and_sidecars(out, trained, quick):
