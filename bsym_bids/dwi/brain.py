@@ -7,6 +7,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes, distance_transform_edt, label
 
+from bsym_bids.dwi.masking import otsu
 from bsym_bids.dwi.registration import (
     STEP,
     centroid,
@@ -167,7 +168,7 @@ def _coarse_head(head: Volume) -> Volume:
 
 def _starts_in_head(head: Volume, brain: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """Return first guesses from the template's points to the head's."""
-    inside = head.data > _otsu(head.data)
+    inside = head.data > otsu(head.data.ravel())
     inside = largest_part(inside)
     height = np.flatnonzero(inside.any(axis=(0, 1)))[-1]
     top = inside.copy()
@@ -179,12 +180,6 @@ def _starts_in_head(head: Volume, brain: NDArray[np.float64]) -> list[NDArray[np
         target = np.array([centre[0], centre[1], vertex - below])
         starts += starts_between(brain, target, _TILTS)
     return starts
-
-
-def _otsu(data: NDArray[np.float32]) -> float:
-    threshold = sitk.OtsuThresholdImageFilter()
-    threshold.Execute(sitk.GetImageFromArray(data))
-    return threshold.GetThreshold()
 
 
 def _bright_as_brain(aligned: Volume, mask: Volume) -> NDArray[np.bool_]:
