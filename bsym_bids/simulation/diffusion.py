@@ -45,7 +45,8 @@ HIGH_SHELL = ((0.0, 4), (2500.0, 45))
 CLINICAL_SHELL = ((0.0, 2), (1000.0, 32))
 
 _STREAMLINES = {"easy": 60, "hard": 20}  # fibres that are drawn from each bundle
-_AREAS_MM2 = {"easy": (10.0, 320.0), "hard": (2.0, 100.0)}
+_AREAS_MM2 = (10.0, 320.0)  # of the easy variant
+_THICKEST_MM2 = 100.0  # in the hard one, before all are scaled to fit
 _DENSITIES = {"easy": (0.7, 0.9), "hard": (0.5, 0.75)}
 _BACKGROUND = {
     "easy": physics.Background(aligned=0.15, dispersed=0.35),
@@ -159,8 +160,11 @@ def make_phantom(
 
     The easy variant has 20 bundles of 10 to 320 mm2 and 35 to 70 mm that keep apart where they can
     and cross where not, between ROIs with a border that is wide enough for them; most ROIs have one
-    bundle, some two. The hard variant has 2,400 that fill the white matter, between pairs drawn by
-    how strongly they are connected in young adults (`group_streamline_counts`).
+    bundle, some two. The hard variant has 2,400 that run everywhere in the white matter and fill
+    about a quarter of it, between pairs drawn by how strongly they are connected in young adults
+    (`group_streamline_counts`), with capacities in proportion to that: they span orders of
+    magnitude and fall off with distance, as those of tracers in monkeys do (Markov et al. 2014,
+    doi:10.1093/cercor/bhs270; Ercsey-Ravasz et al. 2013, doi:10.1016/j.neuron.2013.07.036).
 
     White matter that no bundle fills is not empty: some of its fibres run to the core of the brain,
     some everywhere, and in the easy variant half of it is isotropic. Tracking goes there too, and
@@ -287,7 +291,7 @@ def _separate_bundles(
     router = fibres.Router(substrate)
     uses: dict[int, int] = dict.fromkeys(_allowed(substrate, rois), 0)
     bundles: list[Bundle] = []
-    for area in np.geomspace(*_AREAS_MM2["easy"], count)[::-1]:  # thick ones while there is room
+    for area in np.geomspace(*_AREAS_MM2, count)[::-1]:  # thick ones while there is room
         density = float(rng.uniform(*_DENSITIES["easy"]))
         bundle = _separate_bundle(router, float(area), density, uses, bundles, rng)
         if bundle is None:
@@ -362,30 +366,25 @@ def _roomy_routes(
 def _many_bundles(
     substrate: Substrate, count: int, rois: Sequence[int] | None, rng: np.random.Generator
 ) -> list[Bundle]:
-    """Draw bundles by how strongly ROIs are connected in young adults, thicker where stronger."""
+    """Draw bundles by how strongly ROIs are connected in young adults, and as thick as that."""
     router = fibres.Router(substrate)
     allowed = np.array(_allowed(substrate, rois))
     rows, columns = np.triu_indices(len(allowed), k=1)
     pairs = np.column_stack([allowed[rows], allowed[columns]])
-    strength = group_streamline_counts()[pairs[:, 0] - 1, pairs[:, 1] - 1]
+    strengths = group_streamline_counts()
+    strength = strengths[pairs[:, 0] - 1, pairs[:, 1] - 1]
     rank = np.log(np.maximum(strength, 1e-6)) + rng.gumbel(size=len(pairs))
     pairs = pairs[np.argsort(-rank, kind="stable")]  # pairs are drawn in proportion to strength
-    low, high = np.log(_AREAS_MM2["hard"])
-    stronger = np.linspace(1, 0, count)
-    thickness = low + (high - low) * (0.6 * stronger + 0.4 * rng.random(count))
     bundles: list[Bundle] = []
-    waiting: list[float] = []  # areas of those that found no way go to the next pairs
     first, rest = pairs[:count], pairs[count:]
     in_order = np.lexsort((first[:, 1], first[:, 0]))  # one start after the other
-    areas = iter(np.exp(thickness[in_order]).tolist())
     for pair in np.concatenate([first[in_order], rest]).tolist():
-        area = next(areas, None) or waiting.pop(0)
+        area = _THICKEST_MM2 * strengths[pair[0] - 1, pair[1] - 1] / strengths.max()
         density = float(rng.uniform(*_DENSITIES["hard"]))
         bundle = _bundle_if_any(router, tuple(pair), area, density, rng)
         if bundle is None:
-            waiting.append(area)
-        else:
-            bundles.append(bundle)
+            continue
+        bundles.append(bundle)
         if len(bundles) == count:
             return _fitted(substrate, bundles)
     raise UsageError(f"only {len(bundles)} of {count} bundles found a way")

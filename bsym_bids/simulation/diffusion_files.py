@@ -212,7 +212,7 @@ def _write_nifti(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm", "sec")
-    path.write_bytes(igzip.compress(image.to_bytes(), compresslevel=1))
+    path.write_bytes(igzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

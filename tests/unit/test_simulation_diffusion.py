@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from bsym_bids import atlas
+from bsym_bids.atlas.group import group_streamline_counts
 from bsym_bids.errors import BadDataError, UsageError
 from bsym_bids.simulation import diffusion as simulation
 from bsym_bids.simulation import diffusion_anatomy as anatomy
@@ -342,6 +343,9 @@ def test_hard_variant_fits_many_bundles_into_white_matter():
     bundles = simulation._many_bundles(substrate, 60, rois, np.random.default_rng(0))
     assert len({bundle.rois for bundle in bundles}) == 60
     assert {roi for bundle in bundles for roi in bundle.rois} <= set(rois)
+    strengths = group_streamline_counts()
+    found = [(b.capacity_mm2, strengths[b.rois[0] - 1, b.rois[1] - 1]) for b in bundles]
+    assert np.corrcoef(np.log(np.array(found).T))[0, 1] > 0.95
     filled = np.zeros(substrate.white.shape)
     for bundle in bundles:
         box = tuple(slice(c, c + s) for c, s in zip(bundle.corner, bundle.flow.shape, strict=False))
