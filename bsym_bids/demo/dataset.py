@@ -287,7 +287,7 @@ def _write_nifti(
     if repetition_time is not None:
         image.header["pixdim"][4] = repetition_time
     path = stem.with_name(f"{stem.name}_{suffix}.nii.gz")
-    path.write_bytes(igzip.compress(image.to_bytes(), compresslevel=1))
+    path.write_bytes(igzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 
 def _write_cifti(
