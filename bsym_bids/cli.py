@@ -24,7 +24,7 @@ from bsym_bids.config import (
     RunConfig,
     make_config,
 )
-from bsym_bids.errors import MEMORY_HINT, BsymError, OutputIOError, UsageError, is_out_of_memory
+from bsym_bids.errors import BsymError, OutputIOError, UsageError, explain_machine
 
 _INTERNAL_ERROR = 70  # EX_SOFTWARE: a fault of ours, not of the input
 _INTERRUPTED = 130
@@ -328,11 +328,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("BSYM_DEBUG"):
             raise
-        if isinstance(error, OSError):  # the disk or the permissions, wherever it was met
+        if explained := explain_machine(error, "bsym-bids"):
+            return report(explained)
+        if isinstance(error, OSError):  # of the system or a device, wherever it was met
             where = error.filename or "input/output error"
             return report(OutputIOError(f"{where}: {error.strerror or error}"))
-        if is_out_of_memory(error):
-            return report(BsymError(f"out of memory. {error}".rstrip(), MEMORY_HINT))
         print(
             f"bsym-bids: internal error: {type(error).__name__}: {error}\n"
             "  this is a fault of bsym-bids: set BSYM_DEBUG=1 to see where, and please report it",

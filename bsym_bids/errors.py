@@ -90,6 +90,36 @@ class OutputIOError(BsymError):
     exit_code = 74
 
 
+def explain_machine(error: Exception, where: object) -> BsymError | None:
+    """Return what explains an error that is the machine's: memory, disk or permissions.
+
+    Parameters
+    ----------
+    error : Exception
+        What was raised.
+    where : object
+        What the message names when the error names no file.
+
+    Returns
+    -------
+    BsymError or None
+        None for anything else.
+    """
+    if is_out_of_memory(error):
+        return BsymError(f"{where}: out of memory. {error}".rstrip(), MEMORY_HINT)
+    if not isinstance(error, OSError):
+        return None
+    message = f"{error.filename or where}: {error.strerror}"
+    if error.errno in DEVICE_ERRORS:
+        return OutputIOError(
+            message, "see to the disk of the work directory, then run the same command again"
+        )
+    if error.errno in PERMISSION_ERRORS:
+        hint = "check the permissions of the input, output and work directories"
+        return CannotCreateOutputError(message, hint)
+    return None
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory did not suffice.
 

@@ -27,6 +27,7 @@ _SMALL_GB, _REGISTRATION_GB, _FIT_GB, _TRACKING_GB = 0.4, 1.5, 2.0, 2.0
 # Of preprocessing: of the step itself, and of each of its processes at least and at most, between
 # which it grows with the series.
 _PREPARE_GB, _PROCESS_GB = 1.0, (0.3, 1.0)
+_COPIES_IN_EDDY = 3  # of the series in memory; an estimate, not measured
 
 
 def init_dwi_scan_wf(*, job: ScanJob, threads: int = 1) -> Workflow:
@@ -110,7 +111,8 @@ def _preparing_gb(job: ScanJob, threads: int) -> float:
     if job.scan.is_preprocessed:
         return _PREPARE_GB
     least, most = _PROCESS_GB
-    return _PREPARE_GB + threads * min(least + job.work_bytes / 4e9, most)
+    steps = _PREPARE_GB + threads * min(least + job.work_bytes / 4e9, most)
+    return steps + (_COPIES_IN_EDDY * job.work_bytes / 1e9 if job.uses_fsl else 0)
 
 
 def _connect_tracking(workflow: Workflow, job: ScanJob, threads: int) -> Node:

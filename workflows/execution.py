@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -289,7 +290,7 @@ def _machine_failure(text: str) -> Failure | None:
     if any(reason in last for reason in map(os.strerror, sorted(PERMISSION_ERRORS))):
         hint = "check the permissions of the work and output folders"
         return Failure(last, hint, CannotCreateOutputError.exit_code)
-    if "MemoryError" in last:
+    if "MemoryError" in last or os.strerror(errno.ENOMEM) in last:
         return Failure(last, MEMORY_HINT)
     return None
 

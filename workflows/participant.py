@@ -51,7 +51,7 @@ LOGGER = logging.getLogger("bsym_bids")
 _CHUNK = 50  # participants per graph: bounds the memory of the graph and of its bookkeeping
 _BYTES_PER_RUN = 40_000_000  # outputs and work files of a run of 1200 volumes
 # While a scan is at work: fibre orientations and streamlines, and so many times its series.
-_BYTES_PER_SCAN, _COPIES_OF_SERIES = 1_500_000_000, 4
+_BYTES_PER_SCAN, _COPIES_OF_SERIES, _COPIES_WITH_FSL = 1_500_000_000, 4, 7
 _BYTES_PER_PCA = 750_000_000  # its voxels in the ROIs, on disk while their components are taken
 
 
@@ -253,10 +253,24 @@ def _prepare_folders(config: RunConfig, plan: Plan, jobs: Sequence[Job]) -> None
     check_space(output, needed)
     if config.parcel_method == "pca":
         needed += min(runs, _processes(config)) * _BYTES_PER_PCA
-    largest = sorted((job.work_bytes for job in scans), reverse=True)[: _processes(config)]
-    needed += sum(_BYTES_PER_SCAN + _COPIES_OF_SERIES * size for size in largest)
+    missing = sorted((_missing_bytes(work, job) for job in scans), reverse=True)
+    needed += sum(missing[: _processes(config)])
     check_space(work, needed)
     describe_dataset(output, {dataset.name: dataset.root for dataset in plan.datasets})
+
+
+def _missing_bytes(work: Path, job: ScanJob) -> int:
+    """Return what the work folder of a scan will need beyond what an earlier run left there."""
+    if "connectome" not in job.to_do:
+        return 0
+    copies = _COPIES_WITH_FSL if job.uses_fsl else _COPIES_OF_SERIES
+    needed = _BYTES_PER_SCAN + copies * job.work_bytes
+    there = sum(
+        path.stat().st_size
+        for path in work.glob(f"{WORK_ROOT}/sub_*/{job.work_name}/**/*")
+        if path.is_file()
+    )
+    return max(needed - there, 0)
 
 
 def _clean_work(root: Path, claims: Claims) -> None:

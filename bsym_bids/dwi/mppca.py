@@ -50,15 +50,15 @@ class Method:
     averages : bool
         Whether a voxel becomes the mean over all patches that it is in, or is the middle of one.
     denoise : callable
-        From data (x, y, z, V), mask (x, y, z) of the middles of patches, and a folder for its
-        files, to denoised data, zero where there is no patch, and the noise (x, y, z).
+        From data (x, y, z, V), mask (x, y, z) of the middles of patches, radius, and a folder for
+        its files, to denoised data, zero where there is no patch, and the noise (x, y, z).
     """
 
     tool: str
     version: str
     radius: int
     averages: bool
-    denoise: Callable[[Volumes, Mask, Path], tuple[Volumes, Volumes]]
+    denoise: Callable[[Volumes, Mask, int, Path], tuple[Volumes, Volumes]]
 
     @property
     def overlap(self) -> int:
@@ -197,7 +197,9 @@ def denoise_slab(
         middles[:, :, : max(start - first - method.overlap, 0)] = False
         middles[:, :, stop - first + method.overlap :] = False
         with tempfile.TemporaryDirectory(dir=out.parent, prefix="slab") as folder:
-            clean, sigma = method.denoise(np.array(data[around]), middles, Path(folder))
+            clean, sigma = method.denoise(
+                np.array(data[around]), middles, method.radius, Path(folder)
+            )
         known = wanted[around][inner] & clean[inner].any(axis=-1)
         slab[columns][known] = clean[inner][known]
         levels[columns][known] = sigma[inner][known]
@@ -205,8 +207,9 @@ def denoise_slab(
     return levels
 
 
-def _denoise_with_mrtrix3(part: Volumes, middles: Mask, folder: Path) -> tuple[Volumes, Volumes]:
-    """Run dwidenoise with patches of the size that it takes by itself."""
+def _denoise_with_mrtrix3(
+    part: Volumes, middles: Mask, radius: int, folder: Path
+) -> tuple[Volumes, Volumes]:
     series, mask, clean, sigma = (
         folder / f"{name}.nii" for name in ("series", "mask", "clean", "sigma")
     )
@@ -214,16 +217,19 @@ def _denoise_with_mrtrix3(part: Volumes, middles: Mask, folder: Path) -> tuple[V
         for index in range(part.shape[3]):
             writer.append(part[..., index])
     save_image(mask, middles, np.eye(4))
-    command = ["dwidenoise", series, clean, "-mask", mask, "-noise", sigma]
+    extent = ",".join([str(2 * radius + 1)] * 3)
+    command = ["dwidenoise", series, clean, "-mask", mask, "-noise", sigma, "-extent", extent]
     run([*command, "-nthreads", "0", "-quiet"], folder=folder)
     return np.array(read_volumes(clean)), np.array(read_volumes(sigma)[..., 0])
 
 
-def _denoise_with_dipy(part: Volumes, middles: Mask, folder: Path) -> tuple[Volumes, Volumes]:
+def _denoise_with_dipy(
+    part: Volumes, middles: Mask, radius: int, folder: Path
+) -> tuple[Volumes, Volumes]:
     from dipy.denoise.localpca import mppca
 
-    if min(part.shape[:3]) < 2 * _DIPY_RADIUS + 1:  # no patch fits
+    if min(part.shape[:3]) < 2 * radius + 1:  # no patch fits
         return np.zeros_like(part), np.zeros(part.shape[:3], dtype=np.float32)
-    with np.errstate(invalid="ignore"):  # outside of all patches it divides 0 by 0
-        clean, sigma = mppca(part, mask=middles, patch_radius=_DIPY_RADIUS, return_sigma=True)
-    return clean, sigma.astype(np.float32)
+    with np.errstate(invalid="ignore"):  # where no patch is it divides 0 by 0
+        clean, sigma = mppca(part, mask=middles, patch_radius=radius, return_sigma=True)
+    return np.nan_to_num(clean), np.nan_to_num(sigma).astype(np.float32)

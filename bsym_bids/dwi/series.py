@@ -109,8 +109,8 @@ def work_bytes(images: Sequence[DwiImage]) -> int:
     """
     total = 0
     for image in images:
-        with suppress(BsymError):
-            total += 4 * math.prod(load_image(image.image).shape)
+        with suppress(BsymError, OSError):
+            total += max(4 * math.prod(load_image(image.image).shape), 0)
     return total
 
 

@@ -10,15 +10,7 @@ from typing import Any
 from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, SimpleInterface, traits
 
 from bsym_bids import __version__
-from bsym_bids.errors import (
-    DEVICE_ERRORS,
-    MEMORY_HINT,
-    PERMISSION_ERRORS,
-    BsymError,
-    CannotCreateOutputError,
-    OutputIOError,
-    is_out_of_memory,
-)
+from bsym_bids.errors import BsymError, explain_machine
 from bsym_bids.software import OF_ALL, OF_MODELS, OF_SCANS, library_versions
 
 #: Written into a node's folder when it fails for a reason that can be explained.
@@ -54,7 +46,7 @@ class PlainInterface(SimpleInterface):
         try:
             self._results.update(self._call(folder))
         except Exception as error:
-            explained = _explained(error, folder)
+            explained = error if isinstance(error, BsymError) else explain_machine(error, folder)
             if explained is None:
                 raise
             _record(folder, explained)
@@ -62,26 +54,6 @@ class PlainInterface(SimpleInterface):
                 raise
             raise explained from error
         return runtime
-
-
-def _explained(error: Exception, folder: Path) -> BsymError | None:
-    """Return what explains an error of a step in its folder, or None for a fault of ours."""
-    if isinstance(error, BsymError):
-        return error
-    if is_out_of_memory(error):
-        return BsymError(f"{folder}: this step ran out of memory. {error}".rstrip(), MEMORY_HINT)
-    number = error.errno if isinstance(error, OSError) else None
-    if number in DEVICE_ERRORS:
-        return OutputIOError(
-            f"{folder}: {error.strerror}",
-            hint="see to the disk of the work directory, then run the same command again",
-        )
-    if number in PERMISSION_ERRORS:
-        return CannotCreateOutputError(
-            f"{error.filename or folder}: {error.strerror}",
-            hint="check the permissions of the input, output and work directories",
-        )
-    return None
 
 
 def _record(folder: Path, error: BsymError) -> None:

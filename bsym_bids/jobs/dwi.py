@@ -157,6 +157,11 @@ class ScanJob(Job):
             return {}
         return {**self.settings.preprocessing, "MotionCorrection": motion_tool(self.scan)}
 
+    @property
+    def uses_fsl(self) -> bool:
+        """Whether FSL's eddy takes part in preprocessing."""
+        return self.preprocessing.get("MotionCorrection", "").startswith("FSL")
+
     @cached_property
     def work_bytes(self) -> int:
         """Bytes that the series has while it is worked on."""

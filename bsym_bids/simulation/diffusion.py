@@ -373,8 +373,11 @@ def _many_bundles(
     pairs = np.column_stack([allowed[rows], allowed[columns]])
     strengths = group_streamline_counts()
     strength = strengths[pairs[:, 0] - 1, pairs[:, 1] - 1]
-    rank = np.log(np.maximum(strength, 1e-6)) + rng.gumbel(size=len(pairs))
-    pairs = pairs[np.argsort(-rank, kind="stable")]  # pairs are drawn in proportion to strength
+    known = strength > 0
+    rank = np.log(strength, where=known, out=np.full(len(pairs), -np.inf))
+    rank += rng.gumbel(size=len(pairs))
+    # Pairs are drawn in proportion to strength; those that are never connected, not at all.
+    pairs = pairs[np.argsort(-rank, kind="stable")][: known.sum()]
     bundles: list[Bundle] = []
     first, rest = pairs[:count], pairs[count:]
     in_order = np.lexsort((first[:, 1], first[:, 0]))  # one start after the other

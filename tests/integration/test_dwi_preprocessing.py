@@ -297,6 +297,17 @@ def test_denoising_in_slabs_is_that_of_dipy_in_one(piece, phantom, thickness):
     assert_only_the_mask_changed(found, data, reached)
 
 
+def test_what_no_patch_reaches_stays_as_it_is(piece, phantom):
+    path, data, mask = piece
+    mask[:] = False
+    mask[5:8, 5:8, 0] = True  # patches of DIPY lie inside the image
+    with without_commands():
+        method = mppca.choose_method(14)
+    found, levels = denoised_in_slabs((path, data, mask), phantom, method, 6)
+    np.testing.assert_array_equal(found, data)
+    assert not levels.any()
+
+
 @pytest.mark.mrtrix3
 @pytest.mark.parametrize("thickness", [1, 4, 100])
 def test_denoising_in_slabs_is_that_of_mrtrix3_in_one(piece, phantom, tmp_path, thickness):

@@ -157,6 +157,28 @@ def test_preprocessing_is_given_memory_by_processes_and_size_of_the_series(job, 
     assert memory(10**9, 1) < memory(10**9, 2)
 
 
+def test_eddy_is_given_memory_for_its_copies(job, monkeypatch):
+    def memory(tool):
+        monkeypatch.setitem(vars(job), "preprocessing", {"MotionCorrection": tool})
+        monkeypatch.setitem(vars(job), "work_bytes", 10**9)
+        return init_dwi_scan_wf(job=job).get_node("prepare").mem_gb
+
+    assert memory("FSL 6.0.7 eddy_cpu") == pytest.approx(memory("SimpleITK 2.5.7") + 3)
+
+
+def test_disk_is_asked_for_what_is_still_to_be_written(job, tmp_path, monkeypatch):
+    monkeypatch.setitem(vars(job), "work_bytes", 10**9)
+    work = tmp_path / "scratch"
+    whole = participant._missing_bytes(work, job)
+    assert whole == 5_500_000_000
+    left = work / "bsym" / "sub_01" / job.work_name / "prepare" / "dwi.nii"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(1000))
+    assert participant._missing_bytes(work, job) == whole - 1000
+    monkeypatch.setattr(ScanJob, "is_done", lambda job, group: group == "connectome")
+    assert participant._missing_bytes(work, job) == 0
+
+
 def test_a_step_that_names_files_beside_it_keeps_them(job, tmp_path):
     from bsym_bids.workflows.base import init_participants_wf
 

@@ -185,9 +185,9 @@ def test_full_work_directory_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
-        ("memory", "{folder}: this step ran out of memory. Unable to allocate 4.00 EiB"),
-        ("memory_of_a_library", "{folder}: this step ran out of memory. DefaultCPUAllocator"),
-        ("memory_in_a_process", "{folder}: this step ran out of memory. Unable to allocate"),
+        ("memory", "{folder}: out of memory. Unable to allocate 4.00 EiB"),
+        ("memory_of_a_library", "{folder}: out of memory. DefaultCPUAllocator"),
+        ("memory_in_a_process", "{folder}: out of memory. Unable to allocate"),
         ("killed_process", "a worker process was killed (often: not enough memory)"),
     ],
 )

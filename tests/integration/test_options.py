@@ -1,5 +1,6 @@
 """What each option of the command line does, where a dry run or a stubbed graph shows it."""
 
+import errno
 import io
 import json
 import logging
@@ -316,16 +317,17 @@ def test_errors_of_the_system_are_explained_wherever_they_happen(call, monkeypat
 
     monkeypatch.setattr(participant, "plan_inputs", fails)
     code, _, err = call()
-    assert code == 74 and "somewhere/deep: Permission denied" in err
+    assert code == 73 and "somewhere/deep: Permission denied" in err and "permissions" in err
 
 
-def test_too_little_memory_is_no_fault(call, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_too_little_memory_is_no_fault(call, monkeypatch, error):
     def fails(*_, **__):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(participant, "plan_inputs", fails)
     code, _, err = call()
-    assert code == 1 and "error: out of memory" in err and "--nprocs" in err
+    assert code == 1 and "out of memory" in err and "--nprocs" in err
 
 
 def test_fault_of_ours_says_how_to_see_more(call, monkeypatch):
