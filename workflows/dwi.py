@@ -55,7 +55,7 @@ def init_dwi_scan_wf(*, job: ScanJob, threads: int = 1) -> Workflow:
     if "connectome" in to_do:
         writers.append(_connect_tracking(workflow, job, threads))
     if "structural" in to_do:
-        writers.append(_connect_model(workflow, job, writers, threads))
+        writers.append(_connect_model(workflow, job, writers))
     # Again each time: its inputs are the same when a scan is done anew, but not what there is.
     tidy = Node(
         RemoveWork(keep=[node.name for node in writers]),
@@ -152,15 +152,9 @@ def _connect_tracking(workflow: Workflow, job: ScanJob, threads: int) -> Node:
     return write
 
 
-def _connect_model(workflow: Workflow, job: ScanJob, written: Sequence[Node], threads: int) -> Node:
+def _connect_model(workflow: Workflow, job: ScanJob, written: Sequence[Node]) -> Node:
     """Add the steps that need the model and return the one that writes."""
-    embed = Node(
-        EmbedConnectome(job=job, threads=threads),
-        name="embed",
-        overwrite=True,
-        n_procs=threads,
-        mem_gb=_SMALL_GB,
-    )
+    embed = Node(EmbedConnectome(job=job), name="embed", overwrite=True, mem_gb=_SMALL_GB)
     write = Node(
         WriteStructural(job=job), name="write_structural", overwrite=True, mem_gb=_SMALL_GB
     )

@@ -233,7 +233,7 @@ class WriteConnectome(PlainInterface):
         return {"out_files": [str(path) for path in written]}
 
 
-class _EmbedInputSpec(_ThreadsInputSpec):
+class _EmbedInputSpec(PlainInputSpec):
     job = traits.Any(mandatory=True, desc="the scan with its settings and output names")
     after = traits.Any(desc="outputs that must have been written before")
 
@@ -244,7 +244,10 @@ class _EmbedOutputSpec(TraitedSpec):
 
 
 class EmbedConnectome(PlainInterface):
-    """Embed the connectome that was published, and score the prediction of its edges."""
+    """Embed the connectome that was published, and score the prediction of its edges.
+
+    On one thread, so that the last digits don't depend on how many there are; it takes seconds.
+    """
 
     input_spec = _EmbedInputSpec
     output_spec = _EmbedOutputSpec
@@ -269,7 +272,7 @@ class EmbedConnectome(PlainInterface):
             given,
             seed=seed,
             group=group_input(convention),
-            threads=self.inputs.threads,
+            threads=1,
         )
         return {
             "given": save_record(given, folder / "given.npz"),
