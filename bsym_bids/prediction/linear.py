@@ -1,0 +1,234 @@
+"""Ridge or logistic regression of one target on one set of features, with a permutation test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from bsym_bids.prediction import logistic, ridge
+from bsym_bids.prediction.kernels import Kernel
+from bsym_bids.prediction.nuisance import Confounds
+from bsym_bids.prediction.records import Folds, Predictions, Target
+from bsym_bids.prediction.ridge import Regression, fit_ridge, nested_ridge, residual_gram
+
+#: Permutations that are regressed at once: bounds the memory.
+_AT_ONCE = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A regression on all labelled units.
+
+    Attributes
+    ----------
+    dual : ndarray, shape (N, m)
+        Weight of each unit's features, less their regression on the confounds; m is 1 for numbers
+        and for two classes, else the number of classes.
+    intercept : ndarray, shape (m,)
+        Prediction, or logits, at the training mean.
+    penalty : float
+        As a multiple of `Kernel.scale`.
+    training : ndarray of bool, shape (N,)
+        Who trained.
+    """
+
+    dual: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    penalty: float
+    training: NDArray[np.bool_]
+
+
+def predict_linear(
+    key: str,
+    kernel: Kernel,
+    target: Target,
+    folds: Folds,
+    confounds: Confounds,
+    permuted: NDArray[np.float64],
+) -> tuple[Predictions, Fit]:
+    """Predict a target from features, everyone out of fold, and the unlabelled by all.
+
+    Numbers: ridge regression. Classes: logistic regression. Penalties are chosen in inner folds.
+    The permutation test of classes is one of the least-squares classifier (ridge regression on
+    indicators of the classes) on the same features and folds, under true and permuted labels: the
+    logistic one would take thousands of times as long.
+
+    Parameters
+    ----------
+    key : str
+        Of the candidate.
+    kernel : Kernel
+        Its features.
+    target : Target
+        The labels.
+    folds : Folds
+        Who is predicted by whom.
+    confounds : Confounds
+        Regressed out of the features in training.
+    permuted : ndarray, shape (N, permutations)
+        Permuted labels, as `bsym_bids.prediction.folds.permuted_labels` returns them.
+
+    Returns
+    -------
+    predictions : Predictions
+    fit : Fit
+        What predicts the unlabelled.
+    """
+    regression = Regression(kernel, confounds, folds)
+    if target.is_regression:
+        labels = target.values[:, None]
+        found = nested_ridge(regression, labels)
+        out_of_fold = found.values[:, :, 0]
+    else:
+        regression = replace(regression, penalties=logistic.PENALTIES)
+        found = logistic.nested_logistic(regression, target.values, len(target.classes))
+        out_of_fold = found.values
+    fit = _fit_all(regression, target, _overall(found.penalties))
+    statistic, null = _permutation_test(
+        replace(regression, penalties=ridge.PENALTIES), target, permuted
+    )
+    members = regression.members
+    unlabelled = kernel.present & ~target.labelled
+    return (
+        Predictions(
+            candidate=key,
+            out_of_fold=out_of_fold,
+            unlabelled=_on_rows(_apply(regression, fit, target), unlabelled),
+            null_scores=null,
+            null_statistic=statistic,
+            training_mean=training_means(target, folds, members),
+        ),
+        fit,
+    )
+
+
+def predict_mean(target: Target, folds: Folds) -> Predictions:
+    """Predict the mean of the training labels, or the shares of their classes, for everyone."""
+    means = training_means(target, folds, target.labelled)
+    whole = _mean_of(target, target.labelled)
+    unlabelled = np.broadcast_to(whole, (len(target.values), *whole.shape))
+    return Predictions(
+        candidate="mean",
+        out_of_fold=means,
+        unlabelled=_on_rows(unlabelled, ~target.labelled),
+        null_scores=np.empty(0),
+        null_statistic=np.nan,
+        training_mean=means,
+    )
+
+
+def training_means(target: Target, folds: Folds, members: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the mean label, or the shares of the classes, in the training folds of each member.
+
+    Returns
+    -------
+    ndarray, shape (repeats, N) or (repeats, N, classes)
+        NaN for units that are not members.
+    """
+    shape = (folds.n_repeats, len(target.values), len(target.classes))
+    means = np.full(shape[:2] if target.is_regression else shape, np.nan)
+    for repeat, assignment in enumerate(folds.assignment):
+        for fold in np.unique(assignment[members]):
+            tested = members & (assignment == fold)
+            means[repeat, tested] = _mean_of(target, members & ~tested)
+    return means
+
+
+def _mean_of(target: Target, units: NDArray[np.bool_]) -> NDArray[np.float64]:
+    if target.is_regression:
+        return target.values[units].mean()
+    counts = np.bincount(target.values[units].astype(int), minlength=len(target.classes))
+    return counts / counts.sum()
+
+
+def _overall(penalties: NDArray[np.float64]) -> float:
+    """Return the penalty for the fit to everyone: the median of those of the folds, by order."""
+    chosen = np.sort(penalties[np.isfinite(penalties)])
+    return float(chosen[len(chosen) // 2])
+
+
+def _fit_all(regression: Regression, target: Target, penalty: float) -> Fit:
+    training = regression.members
+    if target.is_regression:
+        fitted = fit_ridge(regression, training, target.values[:, None], penalty)
+        return Fit(fitted.dual, fitted.intercept, penalty, training)
+    members = np.flatnonzero(training)
+    inner = residual_gram(regression, training)[np.ix_(members, members)]
+    points, bound = logistic.points_of(inner)
+    fits = logistic.fit_many(
+        points,
+        bound,
+        np.ones((len(members), 1)),
+        logistic.indicators(target.values[members], len(target.classes)),
+        np.ones((len(members), 1), bool),
+        np.array([penalty * regression.kernel.scale(training)]),
+    )
+    dual = np.zeros((len(training), fits.weights.shape[2]))
+    dual[members] = points @ (fits.weights[:, 0] / bound[:, None])
+    return Fit(dual, fits.intercepts[0], penalty, training)
+
+
+def _apply(regression: Regression, fit: Fit, target: Target) -> NDArray[np.float64]:
+    """Return the prediction of every unit, (N,) or (N, classes)."""
+    raw = residual_gram(regression, fit.training) @ fit.dual + fit.intercept
+    return raw[:, 0] if target.is_regression else logistic.probabilities(raw)
+
+
+def _on_rows(values: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.where(rows.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
+
+
+def _permutation_test(
+    regression: Regression, target: Target, permuted: NDArray[np.float64]
+) -> tuple[float, NDArray[np.float64]]:
+    """Return the statistic of the true labels, and of each column of permuted ones."""
+    if not permuted.shape[1]:
+        return np.nan, np.empty(0)
+    true = _statistic(regression, target, target.values[:, None], np.float64)
+    null = [
+        _statistic(regression, target, permuted[:, start : start + _AT_ONCE], np.float32)
+        for start in range(0, permuted.shape[1], _AT_ONCE)
+    ]
+    return float(true[0]), np.concatenate(null)
+
+
+def _statistic(
+    regression: Regression,
+    target: Target,
+    labels: NDArray[np.float64],
+    precision: type[np.floating],
+) -> NDArray[np.float64]:
+    """Return R2, or the area under the ROC curve, of each column of labels: mean over repeats."""
+    members = regression.members
+    if target.is_regression:
+        centred = labels - labels[members].mean(axis=0)
+        found = nested_ridge(regression, centred.astype(precision)).values[:, members]
+        errors = (found - centred[members]) ** 2
+        total = (centred[members] ** 2).sum(axis=0)
+        return (1 - errors.sum(axis=1, dtype=np.float64) / total).mean(axis=0)
+    n_classes, columns = len(target.classes), labels.shape[1]
+    coded = np.stack([logistic.indicators(column, n_classes) for column in labels.T], axis=1)
+    flat = coded.reshape(len(labels), -1).astype(precision)
+    outputs = coded.shape[2]
+    found = nested_ridge(regression, flat, outputs=outputs).values[:, members]
+    areas = [area_under_curve(scores, flat[members] > 0) for scores in found]
+    return np.mean(areas, axis=0).reshape(columns, outputs).mean(axis=1)
+
+
+def area_under_curve(
+    scores: NDArray[np.floating], positive: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return the area under the ROC curve of each column, by ranks (Mann & Whitney 1947).
+
+    Parameters
+    ----------
+    scores, positive : ndarray, shape (n, columns)
+        Larger scores speak for positive units.
+    """
+    ranks = rankdata(scores, axis=0)
+    count = positive.sum(axis=0)
+    above = (ranks * positive).sum(axis=0) - count * (count + 1) / 2
+    return above / (count * (len(scores) - count))

@@ -1,0 +1,134 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bsym_bids.errors import BadDataError
+from bsym_bids.prediction.folds import (
+    BOTH,
+    WHOLE,
+    WITHIN,
+    leave_group_out,
+    make_folds,
+    n_rearrangements,
+    permuted_labels,
+)
+from bsym_bids.prediction.nuisance import Confounds
+from bsym_bids.prediction.records import CLASSIFICATION, REGRESSION, Target
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), n=st.integers(20, 60), largest=st.integers(1, 4))
+def test_groups_stay_together_and_everyone_labelled_is_tested_once(seed, n, largest):
+    rng = np.random.default_rng(seed)
+    labels = rng.standard_normal(n)
+    labels[rng.random(n) < 0.2] = np.nan
+    labels[:12] = 1.0
+    groups = [f"g{i // largest}" for i in range(n)]
+    target = Target("age", REGRESSION, labels)
+    n_groups = len({g for g, known in zip(groups, target.labelled, strict=True) if known})
+    folds = make_folds(target, groups, n_folds=min(3, n_groups), n_repeats=2, seed=seed)
+    for assignment in folds.assignment:
+        np.testing.assert_array_equal(assignment >= 0, target.labelled)
+        for group in set(groups):
+            own = [a for a, g in zip(assignment, groups, strict=True) if g == group and a >= 0]
+            assert len(set(own)) <= 1
+
+
+def test_labels_are_spread_over_folds():
+    target = Target("age", REGRESSION, np.arange(100.0))
+    folds = make_folds(target, [str(i) for i in range(100)], n_folds=5, n_repeats=3, seed=0)
+    means = [[np.arange(100.0)[a == f].mean() for f in range(5)] for a in folds.assignment]
+    assert np.ptp(means) < 10  # of dealt out at random: about 20
+    classes = Target("sex", CLASSIFICATION, np.arange(100.0) % 4 // 3, ("a", "b"))
+    dealt = make_folds(classes, [str(i) for i in range(100)], n_folds=5, n_repeats=1, seed=0)
+    assert [int(classes.values[dealt.assignment[0] == f].sum()) for f in range(5)] == [5] * 5
+
+
+def test_repeats_and_seeds_differ_and_are_repeatable():
+    target = Target("age", REGRESSION, np.arange(40.0))
+    groups = [str(i) for i in range(40)]
+    one, two = (make_folds(target, groups, n_folds=4, n_repeats=2, seed=s) for s in (0, 5))
+    again = make_folds(target, groups, n_folds=4, n_repeats=2, seed=0)
+    np.testing.assert_array_equal(one.assignment, again.assignment)
+    assert (one.assignment[0] != one.assignment[1]).any()
+    assert (one.assignment != two.assignment).any()
+
+
+def test_fewer_groups_than_folds_are_refused():
+    target = Target("age", REGRESSION, np.arange(20.0))
+    with pytest.raises(BadDataError, match="3 groups cannot be dealt out to 5 folds"):
+        make_folds(target, ["abc"[i % 3] for i in range(20)], n_folds=5, n_repeats=1, seed=0)
+
+
+def test_leave_group_out_makes_each_group_a_fold():
+    target = Target("age", REGRESSION, np.array([1.0, 2, np.nan, 4]))
+    folds = leave_group_out(target, ["a", "b", "c", "b"])
+    np.testing.assert_array_equal(folds.assignment, [[0, 1, -1, 1]])
+    with pytest.raises(BadDataError, match="all labelled units are of one group"):
+        leave_group_out(target, ["a"] * 4)
+
+
+GROUPS = ["a", "a", "b", "b", "c", "c", "c", "d", "e"]
+
+
+@pytest.mark.parametrize("how", [WITHIN, WHOLE, BOTH])
+def test_labels_move_only_where_they_are_exchangeable(how):
+    labels = np.arange(9.0)
+    shuffled = permuted_labels(labels, GROUPS, how, 500, np.random.default_rng(0))
+    assert shuffled.shape == (9, 500)
+    np.testing.assert_array_equal(
+        np.sort(shuffled, axis=0), np.sort(labels)[:, None] + np.zeros(500)
+    )
+    reached = [set(row) for row in shuffled]
+    if how == WITHIN:
+        assert reached == [
+            {0, 1},
+            {0, 1},
+            {2, 3},
+            {2, 3},
+            {4, 5, 6},
+            {4, 5, 6},
+            {4, 5, 6},
+            {7},
+            {8},
+        ]
+    elif how == WHOLE:
+        assert reached == [{0, 2}, {1, 3}, {0, 2}, {1, 3}, {4}, {5}, {6}, {7, 8}, {7, 8}]
+    else:
+        assert reached[:4] == [{0, 1, 2, 3}] * 4
+        assert reached[4:7] == [{4, 5, 6}] * 3
+        assert reached[7:] == [{7, 8}] * 2
+
+
+def test_unlabelled_units_keep_having_no_label():
+    labels = np.array([1.0, np.nan, 3.0, 4.0])
+    shuffled = permuted_labels(labels, list("abcd"), BOTH, 50, np.random.default_rng(0))
+    np.testing.assert_array_equal(np.isnan(shuffled).all(axis=1), [False, True, False, False])
+
+
+def test_rearrangements_are_counted():
+    ways = {how: round(10 ** n_rearrangements(GROUPS, how)) for how in (WITHIN, WHOLE, BOTH)}
+    assert ways[WITHIN] == 2 * 2 * math.factorial(3)
+    assert ways[WHOLE] == 2 * 1 * 2
+    assert ways[BOTH] == ways[WITHIN] * ways[WHOLE]
+
+
+def test_confounds_that_say_nothing_in_training_are_left_out():
+    rng = np.random.default_rng(0)
+    motion = rng.standard_normal(12)
+    values = np.column_stack([motion, 2 * motion + 1, np.arange(12) >= 8, np.full(12, 3.0)])
+    design = Confounds(("fd", "fd again", "late", "constant"), values).design(np.arange(12) < 8)
+    assert design.shape == (12, 2)
+    np.testing.assert_array_equal(design[:, 0], 1)
+    assert abs(np.corrcoef(design[:, 1], motion)[0, 1]) == pytest.approx(1)
+
+
+def test_missing_confounds_are_the_mean_in_training():
+    values = np.array([1.0, 2, 3, 100, np.nan])[:, None]
+    training = np.array([True, True, True, False, True])
+    design = Confounds(("fd",), values).design(training)
+    known = (design[4, 1] - design[0, 1]) / (design[1, 1] - design[0, 1])
+    assert known == pytest.approx(1)  # as a unit of 2, the mean of 1, 2 and 3
