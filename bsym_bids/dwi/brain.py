@@ -23,6 +23,7 @@ from bsym_bids.dwi.transforms import (
     coarsened,
     from_itk,
     isotropic_box,
+    on_one_thread,
     resample,
     to_itk,
 )
@@ -38,6 +39,7 @@ _BELOW_VERTEX = (70.0, 90.0)
 _TILTS = (-20.0, 0.0, 20.0)
 
 
+@on_one_thread()
 def bias_corrected(image: Volume, mask: Volume) -> Volume:
     """Divide by a smooth bias field (N4, Tustison et al. 2010, doi:10.1109/TMI.2010.2046908).
 
@@ -57,7 +59,6 @@ def bias_corrected(image: Volume, mask: Volume) -> Volume:
     if known.sum() < 100:
         return Volume(image.data.astype(np.float32), image.affine)
     method = sitk.N4BiasFieldCorrectionImageFilter()
-    method.SetNumberOfThreads(1)
     method.SetMaximumNumberOfIterations([50, 50, 30])
     reference = to_itk(small.data, affine)
     method.Execute(reference, to_itk(known, affine))

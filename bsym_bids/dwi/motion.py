@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from bsym_bids.dwi.gradients import Gradients, Shell, rotated, world_directions
 from bsym_bids.dwi.series import create_series, mean_volume, read_volumes, write_volume
-from bsym_bids.dwi.transforms import FLIP, from_itk, to_itk
+from bsym_bids.dwi.transforms import FLIP, from_itk, on_one_thread, to_itk
 from bsym_bids.pool import Workers
 
 #: mm; voxels of the grid on which volumes are compared.
@@ -337,6 +337,7 @@ def _resample_volume(
     write_volume(out, index, volume)
 
 
+@on_one_thread()
 def register(
     fixed: sitk.Image,
     moving: sitk.Image,

@@ -35,7 +35,7 @@ from bsym_bids.dwi.series import (
     write_volume,
 )
 from bsym_bids.dwi.tools import mrtrix3_version
-from bsym_bids.dwi.transforms import from_itk, to_itk
+from bsym_bids.dwi.transforms import from_itk, on_one_thread, to_itk
 from bsym_bids.errors import BadDataError
 from bsym_bids.inputs.records import DwiImage, DwiScan
 from bsym_bids.pool import Workers, workers
@@ -268,6 +268,7 @@ def _correct_bias(series: Series, name: str, work: Path, pool: Workers) -> Prepa
     return _finish(final, mask, name, work, "computed")
 
 
+@on_one_thread()
 def bias_field(
     b0: NDArray[np.float32], mask: NDArray[np.bool_], affine: NDArray[np.float64]
 ) -> NDArray[np.float32]:
@@ -297,7 +298,6 @@ def bias_field(
     # At least 8 voxels are left along each axis.
     factors = np.clip(np.rint(N4_MM / sizes), 1, np.maximum(np.array(b0.shape) // 8, 1))
     method = sitk.N4BiasFieldCorrectionImageFilter()
-    method.SetNumberOfThreads(1)
     method.SetMaximumNumberOfIterations([50, 50, 50])
     shrink = [int(factor) for factor in factors]
     small = sitk.Shrink(region, shrink)

@@ -24,6 +24,7 @@ from bsym_bids.dwi.transforms import (
     coarsened,
     isotropic_box,
     matrix_from_itk,
+    on_one_thread,
     resample,
     to_itk,
 )
@@ -62,7 +63,6 @@ class LinearFit:
 
 def _method(fixed_mask: Volume | None) -> sitk.ImageRegistrationMethod:
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricSamplingStrategy(method.NONE)
     method.SetInterpolator(sitk.sitkLinear)
@@ -87,6 +87,7 @@ def _as_transform(matrix: NDArray[np.float64], centre: NDArray[np.float64], rigi
     return transform
 
 
+@on_one_thread()
 def information(
     fixed: Volume,
     moving: Volume,
@@ -102,6 +103,7 @@ def information(
     )
 
 
+@on_one_thread()
 def register_linear(
     fixed: Volume,
     moving: Volume,

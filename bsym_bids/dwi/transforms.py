@@ -8,6 +8,7 @@ the other, so that an image is interpolated once however many transforms lie bet
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -345,6 +346,24 @@ def matrix_from_itk(transform: sitk.Transform) -> NDArray[np.float64]:
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = np.stack(axes, axis=1), origin
     return FLIP @ matrix @ FLIP
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Make filters and registrations of ITK give the same bits each time, on any machine.
+
+    What is summed by several threads is summed in the order in which they come, and in as many
+    parts as there are threads. Setting them on a filter alone doesn't reach those inside of it, nor
+    the units that work is cut into.
+    """
+    import SimpleITK as sitk
+
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def to_itk(data: NDArray, affine: NDArray[np.float64]) -> sitk.Image:
