@@ -13,13 +13,16 @@ from typing import Any, NoReturn
 
 from bsym_bids import __version__
 from bsym_bids.config import (
+    COHORT,
     ENGINES,
     GRADIENT_CHECKS,
+    HARMONIZATIONS,
     MODALITIES,
     PARCEL_METHODS,
     SC_MEASURES,
     SC_TRANSFORMS,
     SCALINGS,
+    TASK_TYPES,
     TRACTOGRAM_FORMATS,
     RunConfig,
     make_config,
@@ -82,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_processing(parser)
     _add_diffusion(parser)
     _add_model(parser)
+    _add_group_level(parser)
     _add_execution(parser)
     return parser
 
@@ -245,8 +249,77 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="FRAMES",
         help="frames between windows of 200 (default: 100)",
     )
-    add("--scaling", choices=SCALINGS, help="scaling of each ROI (default: robust)")
+    add(
+        "--scaling",
+        choices=(*SCALINGS, COHORT),
+        help="scaling of each ROI (default: robust); cohort is of the group level, where every run "
+        "is embedded anew by the median and IQR over all participants",
+    )
     add("--seed", type=int, help="seed of everything random (default: 0)")
+
+
+def _add_group_level(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("group level")
+    add = group.add_argument
+    add(
+        "--predict",
+        nargs="+",
+        metavar="COLUMN",
+        help="columns of participants.tsv, sessions.tsv or phenotype/*.tsv to predict",
+    )
+    add(
+        "--state",
+        nargs="+",
+        metavar="LABEL",
+        help="tell sessions (ses-A ses-B) or tasks (task-A task-B) of the same people apart",
+    )
+    add(
+        "--contrast",
+        nargs="+",
+        metavar="A-B",
+        help="map paired differences: ses-A-ses-B or task-A-task-B",
+    )
+    add(
+        "--task-type",
+        choices=TASK_TYPES,
+        help="what the columns to predict are (default: told by the data)",
+    )
+    add("--features", nargs="+", metavar="KIND", help="predict from these only (default: all)")
+    add("--folds", type=int, metavar="N", help="folds of the cross-validation (default: 5)")
+    add("--repeats", type=int, metavar="N", help="how often it is repeated (default: 10)")
+    add(
+        "--permutations",
+        type=int,
+        metavar="N",
+        help="permutations of the labels, for p-values (default: 1000)",
+    )
+    add(
+        "--bootstrap",
+        type=int,
+        metavar="N",
+        help="bootstrap samples, for confidence intervals (default: 1000)",
+    )
+    add(
+        "--group-by",
+        metavar="COLUMN",
+        help="keep people of one group (family, site) in one fold; 'site' adds leave-site-out",
+    )
+    add(
+        "--confounds",
+        nargs="+",
+        metavar="NAME",
+        help="what to compare with and to regress out of features: fd_mean, n_frames, roi_volume, "
+        "or columns of the tables; none for none (default: these, sex for age and age for sex)",
+    )
+    add("--harmonize", choices=HARMONIZATIONS, help="harmonise features between sites")
+    add("--site", metavar="COLUMN", help="column of the sites (default: site)")
+    add("--save-head", type=Path, metavar="FILE", help="keep the fitted predictors in a file")
+    add(
+        "--apply-head",
+        type=Path,
+        metavar="FILE",
+        help="predict with the predictors of such a file, without labels",
+    )
 
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:

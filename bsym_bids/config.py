@@ -22,7 +22,27 @@ _PATHS = {
     "work_dir",
     "use_plugin",
     "bids_database_dir",
+    "save_head",
+    "apply_head",
 }
+#: What only the group level takes.
+GROUP_FIELDS = (
+    "predict",
+    "state",
+    "contrast",
+    "task_type",
+    "features",
+    "folds",
+    "repeats",
+    "permutations",
+    "bootstrap",
+    "group_by",
+    "confounds",
+    "harmonize",
+    "site",
+    "save_head",
+    "apply_head",
+)
 #: What labels may carry, in a file as on the command line.
 _PREFIXES = {
     "participant_label": "sub-",
@@ -32,7 +52,9 @@ _PREFIXES = {
 }
 _UNTIL = ("reliability", "max_streamlines")
 DEFAULT_SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "fsLR")
+#: How a run is scaled by itself, and at the group level by all of them.
 SCALINGS = ("robust", "zscore", "none")
+COHORT = "cohort"
 PARCEL_METHODS = ("mean", "pca")
 MODALITIES = ("bold", "dwi")
 ENGINES = ("auto", "mrtrix3", "dipy")
@@ -40,6 +62,10 @@ GRADIENT_CHECKS = ("correct", "warn", "off")
 TRACTOGRAM_FORMATS = ("tck", "trx")
 SC_MEASURES = ("count", "invnodevol")
 SC_TRANSFORMS = ("log10p1", "log10")
+TASK_TYPES = ("regression", "classification")
+HARMONIZATIONS = ("combat",)
+#: In place of a list of confounds: none at all.
+NO_CONFOUNDS = "none"
 
 
 @dataclass(frozen=True)
@@ -101,7 +127,8 @@ class RunConfig:
     window_step : int
         Frames between the starts of two windows.
     scaling : str
-        Scaling of each ROI before the model: ``robust``, ``zscore`` or ``none``.
+        Scaling of each ROI before the model: ``robust``, ``zscore`` or ``none``; at the group level
+        ``cohort`` embeds every run anew, scaled by the statistics of all of them.
     work_dir : Path, optional
         Scratch space; None is ``<output_dir>/work``.
     clean_workdir : bool
@@ -116,6 +143,30 @@ class RunConfig:
         Where PyBIDS keeps its index between runs.
     skip_bids_validation, stop_on_first_crash, dry_run : bool
         Switches.
+    predict : tuple of str
+        Columns of the phenotype tables to predict at the group level.
+    state : tuple of str
+        Labels of sessions or tasks to tell apart within persons, as ``ses-A`` or ``task-B``.
+    contrast : tuple of str
+        Paired differences to map, as ``ses-A-ses-B`` or ``task-A-task-B``.
+    task_type : str, optional
+        ``regression`` or ``classification``; None is told by the data.
+    features : tuple of str
+        Kinds of features to predict from; empty means all that there are.
+    folds, repeats : int
+        Folds of the cross-validation, and how often it is repeated.
+    permutations, bootstrap : int
+        Permutations of the labels, and bootstrap samples; 0 for none.
+    group_by : str, optional
+        Column of which whole groups stay in one fold.
+    confounds : tuple of str, optional
+        Confounds by name; None is the default set, ``("none",)`` is none.
+    harmonize : str, optional
+        ``combat``: harmonise features between the groups of ``site``.
+    site : str
+        Column of the sites.
+    save_head, apply_head : Path, optional
+        File to keep the fitted predictors in, and to take them from.
     seed : int
         Seed of everything random.
     verbose : int
@@ -163,6 +214,21 @@ class RunConfig:
     skip_bids_validation: bool = False
     stop_on_first_crash: bool = False
     dry_run: bool = False
+    predict: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
+    contrast: tuple[str, ...] = ()
+    task_type: str | None = None
+    features: tuple[str, ...] = ()
+    folds: int = 5
+    repeats: int = 10
+    permutations: int = 1000
+    bootstrap: int = 1000
+    group_by: str | None = None
+    confounds: tuple[str, ...] | None = None
+    harmonize: str | None = None
+    site: str = "site"
+    save_head: Path | None = None
+    apply_head: Path | None = None
     seed: int = 0
     verbose: int = 0
 
@@ -292,7 +358,11 @@ def _check_ranges(config: RunConfig) -> None:
         ("min_coverage", 0 <= config.min_coverage <= 1, "between 0 and 1"),
         ("model_tr", 0 < config.model_tr < inf, "above 0 (s)"),
         ("window_step", config.window_step >= 1, "at least 1 frame"),
-        ("scaling", config.scaling in SCALINGS, f"one of {', '.join(SCALINGS)}"),
+        (
+            "scaling",
+            config.scaling in (*SCALINGS, COHORT),
+            f"one of {', '.join((*SCALINGS, COHORT))}",
+        ),
         (
             "parcel_method",
             config.parcel_method in PARCEL_METHODS,
@@ -340,6 +410,20 @@ def _check_ranges(config: RunConfig) -> None:
         ("omp_nthreads", config.omp_nthreads is None or config.omp_nthreads >= 1, "at least 1"),
         # Nipype waits for ever where it has less than 0.01 GB to give.
         ("mem_gb", config.mem_gb is None or 0.1 <= config.mem_gb < inf, "0.1 or more (GB)"),
+        (
+            "task_type",
+            config.task_type in (None, *TASK_TYPES),
+            f"one of {', '.join(TASK_TYPES)}",
+        ),
+        ("folds", config.folds >= 2, "at least 2"),
+        ("repeats", config.repeats >= 1, "at least 1"),
+        ("permutations", config.permutations >= 0, "0 or more"),
+        ("bootstrap", config.bootstrap >= 0, "0 or more"),
+        (
+            "harmonize",
+            config.harmonize in (None, *HARMONIZATIONS),
+            f"one of {', '.join(HARMONIZATIONS)}",
+        ),
         ("seed", config.seed >= 0, "0 or more"),
         ("space", bool(config.space), "at least one space"),
     )
@@ -349,8 +433,13 @@ def _check_ranges(config: RunConfig) -> None:
             raise UsageError(f"{flag} is {getattr(config, name)!r}, but must be {wanted}")
 
 
+#: What a call of the group level asks for, and what goes with it.
+_REQUESTS = ("predict", "state", "contrast", "save_head", "apply_head")
+
+
 def _check_together(config: RunConfig) -> None:
     """Refuse settings that contradict each other."""
+    _check_group_level(config)
     for name in _UNTIL:
         if config.streamlines is not None and getattr(config, name) is not None:
             raise UsageError(
@@ -365,3 +454,31 @@ def _check_together(config: RunConfig) -> None:
                 hint="scans are chosen by --participant-label, --session-label and "
                 "--bids-filter-file",
             )
+
+
+def _check_group_level(config: RunConfig) -> None:
+    """Refuse requests of the group level that contradict each other or are not of this level."""
+    asked = [name for name in _REQUESTS if getattr(config, name)]
+    flags = ["--" + name.replace("_", "-") for name in asked]
+    if asked and config.analysis_level != "group":
+        raise UsageError(
+            f"{flags[0]} is of the group level",
+            hint="process the participants first, then: bsym-bids BIDS_DIR OUTPUT_DIR group "
+            f"{flags[0]} ...",
+        )
+    if config.scaling == COHORT and config.analysis_level != "group":
+        raise UsageError(
+            f"--scaling {COHORT} is of the group level: it scales by all participants",
+            hint="process the participants first, then: bsym-bids BIDS_DIR OUTPUT_DIR group "
+            f"--scaling {COHORT}; its embeddings will stand beside those of the first call",
+        )
+    labels = [name for name in ("predict", "state", "apply_head") if name in asked]
+    if len(labels) > 1:
+        first, second = ("--" + name.replace("_", "-") for name in labels[:2])
+        raise UsageError(f"{first} and {second} exclude each other", hint="make two calls of it")
+    if config.save_head and not (config.predict or config.state):
+        raise UsageError("--save-head keeps predictors, but none are fitted: give --predict")
+    if config.state and len(config.state) < 2:
+        raise UsageError("--state tells at least two labels apart", hint="as in ses-A ses-B")
+    if config.confounds and NO_CONFOUNDS in config.confounds and len(config.confounds) > 1:
+        raise UsageError(f"--confounds {NO_CONFOUNDS} goes with no others")

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import sys
 import time
-import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
-from bsym_bids.config import RunConfig, write_toml
+from bsym_bids.config import RunConfig
 from bsym_bids.errors import BsymError, CannotCreateOutputError, InputMissingError
 from bsym_bids.inputs import Plan, Selection, plan_inputs
 from bsym_bids.jobs import (
@@ -41,6 +35,13 @@ from bsym_bids.outputs.dataset import (
 from bsym_bids.outputs.publish import explained
 from bsym_bids.progress import Progress
 from bsym_bids.summary import Outcome, exit_code, print_plan, print_summary, write_summary
+from bsym_bids.workflows.invocation import (
+    memory_of,
+    processes_of,
+    run_log,
+    set_up_console,
+    set_up_libraries,
+)
 
 if TYPE_CHECKING:
     from bsym_bids.model.weights import Release
@@ -78,8 +79,8 @@ def run_participant_level(config: RunConfig) -> int:
     from bsym_bids.model.weights import default_model_name
 
     config = config.with_absolute_paths()  # the steps work in folders of their own
-    _set_up_libraries(config.scratch)
-    _set_up_console(config.verbose)
+    set_up_libraries(config.scratch)
+    set_up_console(config.verbose)
     check_location(config.bids_dir, config.output_dir, config.scratch)
     strategy = load_strategy(config.nuisance)
     model = config.model or default_model_name()
@@ -111,7 +112,7 @@ def run_participant_level(config: RunConfig) -> int:
     _check_network(release, unfinished)
     _prepare_folders(config, plan, unfinished)
     claims = Claims([config.output_dir / "logs", config.scratch])
-    with _run_log(config) as run_id, claims:
+    with run_log(config) as run_id, claims:
         if config.clean_workdir:
             _clean_work(config.scratch / WORK_ROOT, claims)
         todo, taken = _claim(jobs, claims)
@@ -205,22 +206,7 @@ def _plan(config: RunConfig) -> Plan:
 def _plugin(config: RunConfig) -> PluginChoice:
     from bsym_bids.workflows.execution import choose_plugin
 
-    return choose_plugin(config.use_plugin, _processes(config), _memory_gb(config))
-
-
-def _processes(config: RunConfig) -> int:
-    return config.nprocs or len(os.sched_getaffinity(0))
-
-
-def _memory_gb(config: RunConfig) -> float:
-    """Memory that may be used: as asked, else 90 % of what this machine or container has."""
-    if config.mem_gb:
-        return config.mem_gb
-    total = psutil.virtual_memory().total
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-    return 0.9 * total / 1e9
+    return choose_plugin(config.use_plugin, processes_of(config), memory_of(config))
 
 
 def _threads(config: RunConfig, jobs: Sequence[Job]) -> Threads:
@@ -230,7 +216,7 @@ def _threads(config: RunConfig, jobs: Sequence[Job]) -> Threads:
     """
     from bsym_bids.workflows.base import Threads
 
-    processes = _processes(config)
+    processes = processes_of(config)
     scans = sum(isinstance(job, ScanJob) for job in jobs)
     runs = sum(isinstance(job, RunJob) for job in jobs)
     if config.omp_nthreads:
@@ -252,9 +238,9 @@ def _prepare_folders(config: RunConfig, plan: Plan, jobs: Sequence[Job]) -> None
     needed = (runs + len(scans)) * _BYTES_PER_RUN
     check_space(output, needed)
     if config.parcel_method == "pca":
-        needed += min(runs, _processes(config)) * _BYTES_PER_PCA
+        needed += min(runs, processes_of(config)) * _BYTES_PER_PCA
     missing = sorted((_missing_bytes(work, job) for job in scans), reverse=True)
-    needed += sum(missing[: _processes(config)])
+    needed += sum(missing[: processes_of(config)])
     check_space(work, needed)
     describe_dataset(output, {dataset.name: dataset.root for dataset in plan.datasets})
 
@@ -440,70 +426,3 @@ def _outcome(
         return Outcome(label, job.label, "not run", "stopped before", "", 1)
     status = "done" if (label, job.label) in planned else "unchanged"
     return Outcome(label, job.label, status, model_domain=job.model_domain())
-
-
-def _set_up_libraries(work_dir: Path) -> None:
-    """Keep Nipype from calling home and writing to HOME, and threads from spinning."""
-    try:
-        Path.home()
-    except RuntimeError:
-        # A user id without a name and HOME: PyBIDS and others don't import without a home.
-        os.environ["HOME"] = str(work_dir.resolve())
-    os.environ["NO_ET"] = "1"
-    os.environ["NIPYPE_NO_ET"] = "1"
-    os.environ.setdefault("NIPYPE_CONFIG_DIR", str(work_dir.resolve() / "nipype"))
-    # Threads that spin while they wait cost seven times the time when the cores are busy.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Arrays here are small; the model sets its own number of threads.
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
-
-
-def _set_up_console(verbose: int) -> None:
-    """Send our own messages to standard error."""
-    LOGGER.setLevel(logging.DEBUG)
-    LOGGER.propagate = False
-    LOGGER.handlers.clear()
-    console = logging.StreamHandler(sys.stderr)
-    console.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
-    console.setFormatter(logging.Formatter("bsym-bids: %(levelname)s: %(message)s"))
-    LOGGER.addHandler(console)
-
-
-class _LogFile(logging.FileHandler):
-    """A log that is let go when its disk is full: the summary on the console tells of that."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Say nothing; the default prints a traceback for every line."""
-
-    def close(self) -> None:
-        """Close the file, whatever could not be written to it."""
-        with suppress(OSError):
-            super().close()
-
-
-@contextmanager
-def _run_log(config: RunConfig) -> Iterator[str]:
-    """Keep the settings and the log of this invocation under ``logs/`` of the output."""
-    logs = config.output_dir / "logs"
-    run_id = f"{time.strftime('%Y%m%dT%H%M%S')}_{uuid.uuid4().hex[:8]}"
-    with explained(logs):
-        logs.mkdir(parents=True, exist_ok=True)
-        write_toml(config, logs / f"{run_id}_config.toml")
-        handler = _LogFile(logs / f"{run_id}.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    import nipype  # noqa: F401  (sets up its own loggers, which are taken over here)
-
-    nipype_logger = logging.getLogger("nipype")
-    before = nipype_logger.handlers[:]
-    if config.verbose < 2:
-        nipype_logger.handlers[:] = [handler]
-    else:
-        nipype_logger.addHandler(handler)
-    LOGGER.addHandler(handler)
-    try:
-        yield run_id
-    finally:
-        LOGGER.removeHandler(handler)
-        nipype_logger.handlers[:] = before
-        handler.close()

@@ -10,14 +10,34 @@ function of who trains.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bsym_bids.prediction.combat import fit_combat
+
 _BLOCK_BYTES = 64 * 1024**2
+#: Matrices that depend on who trains are kept up to this size: candidates share folds.
+_KEPT_BYTES = 512 * 1024**2
+
+
+class _Kept:
+    """Matrices by key, as many as fit; the oldest go first."""
+
+    def __init__(self) -> None:
+        self._matrices: dict[Hashable, NDArray[np.float64]] = {}
+
+    def get(self, key: Hashable, make: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Return the matrix of a key, made if need be."""
+        if key not in self._matrices:
+            matrix = make()
+            while self._matrices and (len(self._matrices) + 1) * matrix.nbytes > _KEPT_BYTES:
+                self._matrices.pop(next(iter(self._matrices)))
+            self._matrices[key] = matrix
+        return self._matrices[key]
 
 
 class Kernel(ABC):
@@ -70,7 +90,7 @@ class FeatureKernel(Kernel):
         # An offset changes no regression with an intercept; near the mean, digits are not lost.
         self._complete = _inner_products(values, np.flatnonzero(~gaps), self.present)
         self._gaps = _offset(values[:, gaps], self.present)
-        self._last: tuple[bytes, NDArray[np.float64]] | None = None
+        self._kept = _Kept()
 
     def key(self, training: NDArray[np.bool_]) -> Hashable:
         """Return what decides the matrix: nothing, unless values are to be imputed."""
@@ -80,9 +100,7 @@ class FeatureKernel(Kernel):
         """Return the (N, N) inner products, not centred, as training units (N,) prescribe."""
         if not self._gaps.size:
             return self._complete
-        if self._last is None or self._last[0] != training.tobytes():
-            self._last = training.tobytes(), self._complete + self._imputed(training)
-        return self._last[1]
+        return self._kept.get(training.tobytes(), lambda: self._complete + self._imputed(training))
 
     def _imputed(self, training: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return the inner products of features with gaps; one without training data is dropped."""
@@ -96,6 +114,39 @@ class FeatureKernel(Kernel):
         return (filled @ filled.T).astype(np.float64)
 
 
+class HarmonizedKernel(Kernel):
+    """Inner products of features that ComBat, learned in training, took site differences out of.
+
+    Parameters
+    ----------
+    values : ndarray, shape (N, F), float32 or float64
+        NaN where a unit lacks a feature. Not copied.
+    sites : ndarray, shape (N,)
+        Site of each unit.
+    """
+
+    def __init__(self, values: NDArray[np.floating], sites: NDArray[np.str_]) -> None:
+        self.present = np.isfinite(values).any(axis=1)
+        self._values, self._sites = values, sites
+        self._kept = _Kept()
+
+    def key(self, training: NDArray[np.bool_]) -> Hashable:
+        """Return what decides the matrix: who trains."""
+        return training.tobytes()
+
+    def gram(self, training: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the (N, N) inner products, not centred, as training units (N,) prescribe."""
+        return self._kept.get(
+            training.tobytes(),
+            lambda: FeatureKernel(self.harmonized(training), self.present).gram(training),
+        )
+
+    def harmonized(self, training: NDArray[np.bool_]) -> NDArray[np.floating]:
+        """Return the features (N, F) as training units (N,) prescribe."""
+        learned = fit_combat(self._values, self._sites, None, training & self.present)
+        return learned.apply(self._values, self._sites)
+
+
 @dataclass(frozen=True, eq=False)
 class SumKernel(Kernel):
     """Several sets of features side by side, each brought to the same scale in training.
@@ -107,15 +158,12 @@ class SumKernel(Kernel):
     """
 
     parts: Sequence[Kernel]
+    _kept: _Kept = field(default_factory=_Kept, init=False)
 
     @cached_property
     def present(self) -> NDArray[np.bool_]:  # type: ignore[override]
         """(N,), units that have all parts."""
         return np.all([part.present for part in self.parts], axis=0)
-
-    @cached_property
-    def _sums(self) -> dict[Hashable, NDArray[np.float64]]:
-        return {}
 
     def key(self, training: NDArray[np.bool_]) -> Hashable:
         """Return what decides the matrix: that of each part, and their scales."""
@@ -125,12 +173,11 @@ class SumKernel(Kernel):
     def gram(self, training: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return the (N, N) inner products, not centred, as training units (N,) prescribe."""
         training = training & self.present
-        key = self.key(training)
-        if key not in self._sums:
-            self._sums.clear()  # one at a time: they are large
-            total = sum(part.gram(training) / part.scale(training) for part in self.parts)
-            self._sums[key] = np.where(np.outer(self.present, self.present), total, 0.0)
-        return self._sums[key]
+        return self._kept.get(self.key(training), lambda: self._sum(training))
+
+    def _sum(self, training: NDArray[np.bool_]) -> NDArray[np.float64]:
+        total = sum(part.gram(training) / part.scale(training) for part in self.parts)
+        return np.where(np.outer(self.present, self.present), total, 0.0)
 
 
 def _offset(values: NDArray[np.floating], present: NDArray[np.bool_]) -> NDArray[np.floating]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bsym_bids.prediction.kernels import Kernel
+
 
 @dataclass(frozen=True, eq=False)
 class Confounds:
@@ -51,3 +53,30 @@ class Confounds:
 def no_confounds(n_units: int) -> Confounds:
     """Return confounds without any column."""
     return Confounds((), np.empty((n_units, 0)))
+
+
+class ConfoundKernel(Kernel):
+    """The confounds as features, each scaled by its spread in training, to a power of 2.
+
+    Parameters
+    ----------
+    confounds : Confounds
+        Missing values are the mean in training; everyone is present.
+    """
+
+    def __init__(self, confounds: Confounds) -> None:
+        self.present = np.ones(len(confounds.values), bool)
+        self._confounds = confounds
+
+    def key(self, training: NDArray[np.bool_]) -> Hashable:
+        """Return what decides the matrix."""
+        return self._confounds.key(training), self._scales(training).tobytes()
+
+    def gram(self, training: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the (N, N) inner products, not centred, as training units (N,) prescribe."""
+        columns = self._confounds.design(training)[:, 1:] / self._scales(training)
+        return columns @ columns.T
+
+    def _scales(self, training: NDArray[np.bool_]) -> NDArray[np.float64]:
+        spread = self._confounds.design(training)[training, 1:].std(axis=0)
+        return 2.0 ** np.round(np.log2(spread))

@@ -200,17 +200,17 @@ class _Deletion:
             inverse = np.linalg.inv(self.projection[np.ix_(block, block)])
             left_out = inverse @ self.residuals[block]
             total = np.zeros(self.labels.shape[1])
-            count = 0
+            # Schur complements: the blocks of both folds, with the outer one eliminated.
+            others = self.residuals - self.projection[:, block] @ left_out
             for inner, own in blocks.items():
                 if inner == outer:
                     continue
-                # Schur complement: the block of both, with the outer one eliminated.
                 across = self.projection[np.ix_(own, block)]
                 schur = self.projection[np.ix_(own, own)] - across @ inverse @ across.T
-                error = np.linalg.inv(schur) @ (self.residuals[own] - across @ left_out)
+                error = np.linalg.inv(schur) @ others[own]
                 error += confounds.predicted(own, (outer, inner)).astype(error.dtype)
                 total += np.einsum("ij,ij->j", error, error, dtype=np.float64)
-                count += len(own)
+            count = len(folds) - len(block)
             predicted = self.labels[block] - left_out
             predicted -= confounds.predicted(block, (outer,)).astype(predicted.dtype)
             shared = total.reshape(-1, outputs).sum(axis=1) / max(count * outputs, 1)

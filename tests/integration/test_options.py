@@ -17,7 +17,7 @@ from bsym_bids.config import RunConfig
 from bsym_bids.errors import OutputIOError
 from bsym_bids.jobs import RunJob
 from bsym_bids.outputs.names import products
-from bsym_bids.workflows import participant
+from bsym_bids.workflows import invocation, participant
 from bsym_bids.workflows.execution import Failure
 
 # Runs of the fake dataset, and the forms in which each is there.
@@ -468,7 +468,7 @@ def test_nipype_reaches_the_console_only_when_debugging(tmp_path, verbose):
     logger = logging.getLogger("nipype")
     logger.addHandler(logging.StreamHandler(console))
     before = logger.handlers[:]
-    with participant._run_log(config) as run_id:
+    with invocation.run_log(config) as run_id:
         logging.getLogger("nipype.workflow").warning("from nipype")
     assert logger.handlers == before
     assert ("from nipype" in console.getvalue()) is (verbose == 2)
@@ -477,7 +477,7 @@ def test_nipype_reaches_the_console_only_when_debugging(tmp_path, verbose):
 
 def test_log_on_a_full_disk_stays_silent(tmp_path, capsys):
     config = RunConfig(tmp_path, tmp_path / "out", "participant")
-    with participant._run_log(config) as run_id:
+    with invocation.run_log(config) as run_id:
         log = tmp_path / "out" / "logs" / f"{run_id}.log"
         (handler,) = (h for h in logging.getLogger("nipype").handlers if "_LogFile" in repr(h))
         handler.stream.close()

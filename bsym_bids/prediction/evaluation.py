@@ -1,0 +1,233 @@
+"""All candidates on one target: the same folds, the same permuted labels, one after the other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsym_bids.prediction.candidates import (
+    CONFOUNDS,
+    GATE,
+    LINEAR,
+    MEAN,
+    Candidate,
+    candidates_for,
+)
+from bsym_bids.prediction.folds import BOTH, make_folds, permuted_labels
+from bsym_bids.prediction.gate import fit_gate
+from bsym_bids.prediction.kernels import Kernel, SumKernel
+from bsym_bids.prediction.linear import Fit, predict_linear, predict_mean, training_means
+from bsym_bids.prediction.nuisance import ConfoundKernel, Confounds, no_confounds
+from bsym_bids.prediction.records import Folds, Predictions, Target, Unit
+
+LOGGER = logging.getLogger("bsym_bids")
+#: Features of the gate, as (N, ROIs, dimensions).
+Embeddings = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How candidates are evaluated.
+
+    Attributes
+    ----------
+    folds, repeats : int
+        Of the cross-validation.
+    permutations : int
+        Of the labels.
+    seed : int
+        Of folds, permutations and the gate.
+    gate_repeats : int
+        Repeats in which the gate is trained: it takes minutes where the others take seconds.
+    """
+
+    folds: int = 5
+    repeats: int = 10
+    permutations: int = 1000
+    seed: int = 0
+    gate_repeats: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Who there is, and what is known of them besides the target.
+
+    Attributes
+    ----------
+    units : sequence of Unit
+        N of them; all arrays are in their order.
+    kernels : mapping of str to Kernel
+        By kind of features.
+    confounds : Confounds
+        What may carry the label.
+    groups : sequence of str
+        Group of each unit that stays in one fold.
+    exchange : str
+        How labels are exchangeable between groups, see `bsym_bids.prediction.folds`.
+    embeddings : callable
+        Returns functional and structural embeddings, (N, ROIs, dimensions) each, NaN where there
+        are none; called only for the gate.
+    """
+
+    units: Sequence[Unit]
+    kernels: Mapping[str, Kernel]
+    confounds: Confounds
+    groups: Sequence[str]
+    exchange: str = BOTH
+    embeddings: Callable[[], tuple[Embeddings, Embeddings]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What all candidates made of one target.
+
+    Attributes
+    ----------
+    target : Target
+        The target.
+    folds : Folds
+        Who was predicted by whom.
+    candidates : tuple of Candidate
+        Those that were tried, in order.
+    predictions : mapping of str to Predictions
+        By key of the candidate.
+    fits : mapping of str to Fit
+        Fits to all labelled units of the linear candidates.
+    """
+
+    target: Target
+    folds: Folds
+    candidates: tuple[Candidate, ...]
+    predictions: Mapping[str, Predictions] = field(default_factory=dict)
+    fits: Mapping[str, Fit] = field(default_factory=dict)
+
+
+def evaluate(
+    target: Target, cohort: Cohort, options: Options, folds: Folds | None = None
+) -> Evaluation:
+    """Try every candidate on a target.
+
+    Parameters
+    ----------
+    target : Target
+        What is to be predicted.
+    cohort : Cohort
+        From what.
+    options : Options
+        How.
+    folds : Folds, optional
+        Other folds than those dealt out by the options.
+
+    Returns
+    -------
+    Evaluation
+    """
+    if folds is None:
+        folds = make_folds(
+            target,
+            cohort.groups,
+            n_folds=options.folds,
+            n_repeats=options.repeats,
+            seed=options.seed,
+        )
+    rng = np.random.default_rng([options.seed, 1])
+    permuted = permuted_labels(
+        target.values, cohort.groups, cohort.exchange, options.permutations, rng
+    )
+    tried = tuple(c for c in candidates_for(cohort.kernels) if _is_possible(c, cohort))
+    predictions: dict[str, Predictions] = {}
+    fits: dict[str, Fit] = {}
+    for candidate in tried:
+        LOGGER.info("%s: %s", target.name, candidate.title)
+        if candidate.how == MEAN:
+            predictions[candidate.key] = predict_mean(target, folds)
+        elif candidate.how == GATE:
+            predictions[candidate.key] = _predict_through_gate(
+                candidate.key, target, folds, cohort, options
+            )
+        else:
+            found = _predict_linear(candidate, target, folds, cohort, permuted)
+            predictions[candidate.key], fits[candidate.key] = found
+    return Evaluation(target, folds, tried, predictions, fits)
+
+
+def kernel_of(candidate: Candidate, cohort: Cohort) -> Kernel:
+    """Return the features of a candidate: of several sets, all side by side."""
+    if candidate.how == CONFOUNDS:
+        return ConfoundKernel(cohort.confounds)
+    parts = [cohort.kernels[kind] for kind in candidate.kinds]
+    return parts[0] if len(parts) == 1 else SumKernel(parts)
+
+
+def confounds_for(candidate: Candidate, cohort: Cohort) -> Confounds:
+    """Return what is regressed out of the features of a candidate."""
+    if candidate.how == CONFOUNDS:
+        return no_confounds(len(cohort.units))
+    return cohort.confounds
+
+
+def _is_possible(candidate: Candidate, cohort: Cohort) -> bool:
+    if candidate.how == CONFOUNDS:
+        return bool(cohort.confounds.names)
+    if candidate.how == GATE:
+        return cohort.embeddings is not None
+    if candidate.how == LINEAR:
+        return bool(np.any(kernel_of(candidate, cohort).present))
+    return True
+
+
+def _predict_linear(
+    candidate: Candidate,
+    target: Target,
+    folds: Folds,
+    cohort: Cohort,
+    permuted: NDArray[np.float64],
+) -> tuple[Predictions, Fit]:
+    return predict_linear(
+        candidate.key,
+        kernel_of(candidate, cohort),
+        target,
+        folds,
+        confounds_for(candidate, cohort),
+        permuted,
+    )
+
+
+def _predict_through_gate(
+    key: str, target: Target, folds: Folds, cohort: Cohort, options: Options
+) -> Predictions:
+    """Predict through a gate and a head that are trained in each training fold."""
+    assert cohort.embeddings is not None
+    functional, structural = cohort.embeddings()
+    there = np.isfinite(functional).any((1, 2)) & np.isfinite(structural).any((1, 2))
+    members = there & target.labelled
+    means = training_means(target, folds, members)
+    out_of_fold = np.full(means.shape, np.nan)
+
+    def predicted(training: NDArray[np.bool_], rows: NDArray[np.bool_], seed: int) -> NDArray:
+        head = fit_gate(
+            functional,
+            structural,
+            target.values,
+            training,
+            cohort.groups,
+            None if target.is_regression else len(target.classes),
+            seed,
+        )
+        return head.predict(functional[rows], structural[rows])
+
+    for repeat in range(min(options.gate_repeats, folds.n_repeats)):
+        assignment = folds.assignment[repeat]
+        for fold in np.unique(assignment[members]):
+            tested = members & (assignment == fold)
+            seed = options.seed + repeat * folds.n_folds + int(fold)
+            out_of_fold[repeat, tested] = predicted(members & ~tested, tested, seed)
+    unlabelled = np.full(means.shape[1:], np.nan)
+    others = there & ~target.labelled
+    if others.any():
+        unlabelled[others] = predicted(members, others, options.seed)
+    return Predictions(key, out_of_fold, unlabelled, np.empty(0), np.nan, means)

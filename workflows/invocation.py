@@ -1,0 +1,109 @@
+"""What every call of a level has: libraries that behave, a console, a log, its processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from bsym_bids.config import RunConfig, write_toml
+from bsym_bids.outputs.publish import explained
+
+LOGGER = logging.getLogger("bsym_bids")
+
+
+def processes_of(config: RunConfig) -> int:
+    """Return how many processes there may be at a time: as asked, else the cores of the machine."""
+    return config.nprocs or len(os.sched_getaffinity(0))
+
+
+def memory_of(config: RunConfig) -> float:
+    """Memory that may be used: as asked, else 90 % of what this machine or container has."""
+    if config.mem_gb:
+        return config.mem_gb
+    total = psutil.virtual_memory().total
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    return 0.9 * total / 1e9
+
+
+def set_up_libraries(work_dir: Path, threads: int = 1) -> None:
+    """Keep Nipype from calling home and writing to HOME, and threads from spinning.
+
+    Parameters
+    ----------
+    work_dir : Path
+        Where configuration goes that would else go to HOME.
+    threads : int
+        Of numerical libraries, unless the environment says otherwise.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        # A user id without a name and HOME: PyBIDS and others don't import without a home.
+        os.environ["HOME"] = str(work_dir.resolve())
+    os.environ["NO_ET"] = "1"
+    os.environ["NIPYPE_NO_ET"] = "1"
+    os.environ.setdefault("NIPYPE_CONFIG_DIR", str(work_dir.resolve() / "nipype"))
+    # Threads that spin while they wait cost seven times the time when the cores are busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, str(threads))
+
+
+def set_up_console(verbose: int) -> None:
+    """Send our own messages to standard error."""
+    LOGGER.setLevel(logging.DEBUG)
+    LOGGER.propagate = False
+    LOGGER.handlers.clear()
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
+    console.setFormatter(logging.Formatter("bsym-bids: %(levelname)s: %(message)s"))
+    LOGGER.addHandler(console)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that is let go when its disk is full: the summary on the console tells of that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing; the default prints a traceback for every line."""
+
+    def close(self) -> None:
+        """Close the file, whatever could not be written to it."""
+        with suppress(OSError):
+            super().close()
+
+
+@contextmanager
+def run_log(config: RunConfig) -> Iterator[str]:
+    """Keep the settings and the log of this invocation under ``logs/`` of the output."""
+    logs = config.output_dir / "logs"
+    run_id = f"{time.strftime('%Y%m%dT%H%M%S')}_{uuid.uuid4().hex[:8]}"
+    with explained(logs):
+        logs.mkdir(parents=True, exist_ok=True)
+        write_toml(config, logs / f"{run_id}_config.toml")
+        handler = _LogFile(logs / f"{run_id}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    import nipype  # noqa: F401  (sets up its own loggers, which are taken over here)
+
+    nipype_logger = logging.getLogger("nipype")
+    before = nipype_logger.handlers[:]
+    if config.verbose < 2:
+        nipype_logger.handlers[:] = [handler]
+    else:
+        nipype_logger.addHandler(handler)
+    LOGGER.addHandler(handler)
+    try:
+        yield run_id
+    finally:
+        LOGGER.removeHandler(handler)
+        nipype_logger.handlers[:] = before
+        handler.close()
