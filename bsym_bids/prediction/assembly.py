@@ -74,9 +74,7 @@ def make_kernels(
     dict of str to Kernel
         By kind. With sites, features stay in memory, without them N x N matrices only.
     """
-    source.store.update(
-        tuple(source.kinds.values()), source.inventory.records, source.n_workers
-    )
+    source.store.update(tuple(source.kinds.values()), source.inventory.records, source.n_workers)
     kernels: dict[str, Kernel] = {}
     for key in source.kinds:
         matrix = source.matrix(key, units)

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from bsym_bids.config import NO_CONFOUNDS
 from bsym_bids.errors import BadDataError
 from bsym_bids.outputs.reading import read_quality, read_roi_column
+from bsym_bids.prediction.column_values import looks_numeric
 from bsym_bids.prediction.inventory import BOLD, DWI, Inventory, Record
 from bsym_bids.prediction.nuisance import Confounds
 from bsym_bids.prediction.phenotypes import Phenotypes
 from bsym_bids.prediction.records import Target, Unit
-from bsym_bids.prediction.targets import categorical_column, looks_numeric, numeric_column
+from bsym_bids.prediction.targets import categorical_column, numeric_column
 
 LOGGER = logging.getLogger("bsym_bids")
 
@@ -127,19 +128,52 @@ def gather_confounds(
         wanted = [*measured, *_DEFAULT_COLUMNS]
     columns: dict[str, NDArray[np.float64]] = {}
     for name in dict.fromkeys(wanted):
-        if name == target.name:
-            if asked:
-                raise BadDataError(
-                    f"{name}: is what is to be predicted, and cannot be its own confound"
-                )
-            continue
         if name in measured:
             found = {name: _measured(measured[name], units, inventory)}
         else:
-            found = _of_tables(name, units, phenotypes, asked)
+            found = _of_tables(name, target, units, phenotypes, asked)
         columns |= _usable(found, target.labelled, asked)
     values = np.column_stack(list(columns.values())) if columns else np.empty((len(units), 0))
     return Confounds(tuple(columns), values)
+
+
+def confounds_named(
+    names: Sequence[str],
+    units: Sequence[Unit],
+    inventory: Inventory,
+    phenotypes: Phenotypes | None,
+) -> NDArray[np.float64]:
+    """Return confounds by the names that `gather_confounds` gave them elsewhere.
+
+    Parameters
+    ----------
+    names : sequence of str
+        C names; ``sex=M`` is the indicator of a level.
+    units, inventory, phenotypes
+        As for `gather_confounds`.
+
+    Returns
+    -------
+    ndarray, shape (N, C)
+        NaN, with a warning, where nothing is known.
+    """
+    measured = {confound.name: confound for confound in MEASURED}
+    values = np.full((len(units), len(names)), np.nan)
+    for number, name in enumerate(names):
+        if name in measured:
+            values[:, number] = _measured(measured[name], units, inventory)
+            continue
+        column, _, level = name.partition("=")
+        found = phenotypes.optional(column) if phenotypes is not None else None
+        if found is None:
+            LOGGER.warning("%s is not known here: it is taken to be as where it was fitted", name)
+        elif not level:
+            values[:, number] = numeric_column(found, units)
+        else:
+            codes, levels = categorical_column(found, units)
+            own = levels.index(level) if level in levels else -1
+            values[:, number] = np.where(np.isfinite(codes), codes == own, np.nan)
+    return values
 
 
 def _measured(
@@ -172,13 +206,21 @@ def _read(confound: MeasuredConfound, record: Record) -> float:
 
 
 def _of_tables(
-    name: str, units: Sequence[Unit], phenotypes: Phenotypes | None, asked: bool
+    name: str, target: Target, units: Sequence[Unit], phenotypes: Phenotypes | None, asked: bool
 ) -> dict[str, NDArray[np.float64]]:
     """Return the columns that a column of the tables becomes."""
     if phenotypes is None:
         return {}
     column = phenotypes.column(name) if asked else phenotypes.optional(name)
     if column is None:
+        return {}
+    # By what was found: `age` finds the column `Age`, and `participants:age` finds it, too.
+    if column.name.casefold() == target.name.casefold():
+        if asked:
+            raise BadDataError(
+                f"{name}: is what is to be predicted, and cannot be its own confound",
+                hint="leave it out of --confounds",
+            )
         return {}
     if looks_numeric(column):
         return {name: numeric_column(column, units)}

@@ -18,7 +18,6 @@ from bsym_bids.prediction.candidates import (
     candidates_for,
 )
 from bsym_bids.prediction.folds import BOTH, make_folds, permuted_labels
-from bsym_bids.prediction.gate import fit_gate
 from bsym_bids.prediction.kernels import Kernel, SumKernel
 from bsym_bids.prediction.linear import Fit, predict_linear, predict_mean, training_means
 from bsym_bids.prediction.nuisance import ConfoundKernel, Confounds, no_confounds
@@ -201,6 +200,8 @@ def _predict_through_gate(
     key: str, target: Target, folds: Folds, cohort: Cohort, options: Options
 ) -> Predictions:
     """Predict through a gate and a head that are trained in each training fold."""
+    from bsym_bids.prediction.gate import fit_gate  # torch, which nothing else here needs
+
     assert cohort.embeddings is not None
     functional, structural = cohort.embeddings()
     there = np.isfinite(functional).any((1, 2)) & np.isfinite(structural).any((1, 2))

@@ -135,7 +135,9 @@ def heads_of(evaluation: Evaluation, cohort: Cohort, load: Loader) -> dict[str, 
     dict of str to Head
         By key of the candidate.
     """
-    linear = [c for c in evaluation.candidates if c.kinds and c.key in evaluation.fits]
+    fitted = [c for c in evaluation.candidates if c.kinds and c.key in evaluation.fits]
+    # Random weights are a control here; there is nothing to predict elsewhere with them.
+    linear = [c for c in fitted if not any(kind.startswith("random") for kind in c.kinds)]
     parts: dict[str, dict[str, Part]] = {candidate.key: {} for candidate in linear}
     scores = {candidate.key: 0.0 for candidate in linear}
     # One kind of features in memory at a time.

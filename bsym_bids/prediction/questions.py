@@ -12,7 +12,8 @@ from bsym_bids.prediction.folds import BOTH, WHOLE, WITHIN
 from bsym_bids.prediction.inventory import Inventory
 from bsym_bids.prediction.phenotypes import Phenotypes
 from bsym_bids.prediction.records import CLASSIFICATION, Target, Unit
-from bsym_bids.prediction.targets import check_class_sizes, group_labels, make_target, make_units
+from bsym_bids.prediction.targets import check_class_sizes, group_labels, make_target
+from bsym_bids.prediction.units import make_units, unmatched
 
 #: Fewer people with a label teach nothing.
 LEAST_LABELLED = 10
@@ -34,6 +35,8 @@ class Question:
         How labels are exchangeable between groups, see `bsym_bids.prediction.folds`.
     sites : tuple of str, optional
         Site of each unit, where the tables know it.
+    warnings : tuple of str
+        Who is in the table or in the outputs alone.
     """
 
     target: Target
@@ -41,6 +44,7 @@ class Question:
     groups: tuple[str, ...]
     exchange: str = BOTH
     sites: tuple[str, ...] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def ask_column(
@@ -86,19 +90,21 @@ def ask_column(
     column = phenotypes.column(name)
     units = tuple(make_units(column, sessions_of(inventory)))
     target = make_target(column, units, task_type, LEAST_LABELLED)
-    check_class_sizes(target, n_folds)
     several = len({unit.participant for unit in units}) < len(units)
     exchange = WHOLE if several else BOTH
     labels: Sequence[str] = [unit.participant for unit in units]
     if group_by is not None:
         labels = group_labels(phenotypes.column(group_by), units)
         exchange = WITHIN if group_by == site else exchange
+    groups = joined_groups(units, labels)
+    check_class_sizes(target, n_folds, groups)
     return Question(
         target,
         units,
-        joined_groups(units, labels),
+        groups,
         exchange,
         _sites(site, phenotypes, units, asked=group_by == site),
+        unmatched(column, units).warnings,
     )
 
 

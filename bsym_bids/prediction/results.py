@@ -1,0 +1,62 @@
+"""What is reported of one target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsym_bids.prediction.cautions import Caution
+from bsym_bids.prediction.comparisons import Comparison
+from bsym_bids.prediction.evaluation import Evaluation
+from bsym_bids.prediction.nuisance import Confounds
+from bsym_bids.prediction.questions import Question
+from bsym_bids.prediction.scores import Scored
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Everything that is reported of one target.
+
+    Attributes
+    ----------
+    question : Question
+        Target, units and groups.
+    evaluation : Evaluation
+        Predictions of all candidates.
+    scored : mapping of str to Scored
+        Scores by key of the candidate.
+    comparisons : sequence of Comparison
+        Of candidates with FC and with the confounds alone.
+    headline, reference : str, optional
+        Key of the candidate that stands for the network, and of what it has to beat, both fixed
+        before anything was seen; None where there is none.
+    verdict : str
+        In plain words.
+    cautions : sequence of Caution
+        Warnings.
+    corrected : mapping of str to ndarray
+        Bias-corrected predictions (N,) of numbers, by key of the candidate.
+    confounds : Confounds
+        Of the units.
+    settings : mapping
+        What decides the numbers, for the sidecars.
+    by_site : mapping of str to Scored
+        Scores of leave-site-out by key of the candidate; empty without.
+    """
+
+    question: Question
+    evaluation: Evaluation
+    scored: Mapping[str, Scored]
+    comparisons: Sequence[Comparison]
+    headline: str | None
+    reference: str | None
+    verdict: str
+    cautions: Sequence[Caution]
+    corrected: Mapping[str, NDArray[np.float64]]
+    confounds: Confounds
+    settings: Mapping[str, Any]
+    by_site: Mapping[str, Scored]

@@ -1,0 +1,364 @@
+"""The predictions of one call: from settings and outputs to published files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bsym_bids import __version__
+from bsym_bids.config import RunConfig
+from bsym_bids.errors import BadDataError, BsymError, InputMissingError, UsageError
+from bsym_bids.model.weights import resolve_release
+from bsym_bids.outputs.predictions import write_applied, write_predictions
+from bsym_bids.prediction.assembly import Source, gated_embeddings, make_kernels
+from bsym_bids.prediction.bias import correct_bias
+from bsym_bids.prediction.candidates import CONFOUNDS, HEADLINES, REFERENCES, first_of
+from bsym_bids.prediction.cautions import Circumstances, knows_hcp, warnings_for
+from bsym_bids.prediction.comparisons import Comparison, compare
+from bsym_bids.prediction.confound_sources import confounds_named, gather_confounds
+from bsym_bids.prediction.consistency import check_consistent, settings_of
+from bsym_bids.prediction.evaluation import Cohort, Evaluation, Options, evaluate
+from bsym_bids.prediction.features import COMBINATION, FeatureKind, available_kinds
+from bsym_bids.prediction.folds import leave_group_out
+from bsym_bids.prediction.heads import HeadFile, heads_of, read_heads, write_heads
+from bsym_bids.prediction.inventory import Inventory
+from bsym_bids.prediction.kernels import Kernel
+from bsym_bids.prediction.phenotypes import Phenotypes, read_phenotypes
+from bsym_bids.prediction.questions import Question, ask_column, ask_state
+from bsym_bids.prediction.random_network import random_kinds
+from bsym_bids.prediction.records import Target, Unit
+from bsym_bids.prediction.results import Result
+from bsym_bids.prediction.scores import Scored, assess
+from bsym_bids.prediction.store import FILE_NAME, FeatureStore
+from bsym_bids.prediction.verdict import RANDOM, verdict
+
+LOGGER = logging.getLogger("bsym_bids")
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What all questions of one call share.
+
+    Attributes
+    ----------
+    config : RunConfig
+        What is asked for.
+    inventory : Inventory
+        The outputs.
+    source : Source
+        The features.
+    cautions : tuple of str
+        What differs between outputs but may.
+    """
+
+    config: RunConfig
+    inventory: Inventory
+    source: Source
+    cautions: tuple[str, ...]
+    _kernels: dict[tuple[Unit, ...], Mapping[str, Kernel]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: RunConfig, inventory: Inventory, work: Path, n_workers: int) -> Study:
+        """Check that outputs can be put together, and find out which features there are.
+
+        Raises
+        ------
+        BadDataError
+            Outputs were made in different ways.
+        UsageError
+            A kind of features is asked for that there is not.
+        """
+        cautions = check_consistent(inventory)
+        kinds = {kind.key: kind for kind in available_kinds(inventory)}
+        kinds |= random_kinds(inventory, config.model_dir, config.seed)
+        kinds = _chosen(kinds, config.features)
+        store = FeatureStore(work / FILE_NAME, inventory.output_dir)
+        return cls(config, inventory, Source(store, inventory, kinds, n_workers), cautions)
+
+    @cached_property
+    def phenotypes(self) -> Phenotypes:
+        """The tables of the BIDS dataset."""
+        return read_phenotypes(self.config.bids_dir)
+
+    def predict(self, column: str) -> list[str | Path]:
+        """Predict a column of the tables, publish what comes out, and say it in lines."""
+        config = self.config
+        question = ask_column(
+            column,
+            self.phenotypes,
+            self.inventory,
+            task_type=config.task_type,
+            group_by=config.group_by,
+            site=config.site,
+            n_folds=config.folds,
+        )
+        return self._answer(question, column)
+
+    def tell_states(self, labels: Sequence[str]) -> list[str | Path]:
+        """Tell sessions or tasks of the same people apart; as `predict`."""
+        question = ask_state(labels, self.inventory, self.config.folds)
+        return self._answer(question, "state" + "".join(labels))
+
+    def _answer(self, question: Question, label: str) -> list[str | Path]:
+        cohort = self._cohort(question)
+        options = Options(
+            self.config.folds, self.config.repeats, self.config.permutations, self.config.seed
+        )
+        evaluation = evaluate(question.target, cohort, options)
+        result = self._result(question, cohort, evaluation, options)
+        paths = write_predictions(result, self.inventory, self.inventory.output_dir, label)
+        said: list[str | Path] = [f"{question.target.name}: {result.verdict}"]
+        said += [f"  mind: {caution.text}" for caution in result.cautions]
+        if self.config.save_head:
+            path = _numbered(self.config.save_head, label, len(self.config.predict) > 1)
+            write_heads(path, self._head_file(result, cohort))
+            paths = (*paths, path)
+        return [*said, *paths]
+
+    def _cohort(self, question: Question) -> Cohort:
+        phenotypes = self._phenotypes_if_any()
+        confounds = gather_confounds(
+            self.config.confounds, question.target, question.units, self.inventory, phenotypes
+        )
+        return Cohort(
+            units=question.units,
+            kernels=self._kernels_of(question),
+            confounds=confounds,
+            groups=question.groups,
+            exchange=question.exchange,
+            embeddings=gated_embeddings(self.source, question.units),
+        )
+
+    def _phenotypes_if_any(self) -> Phenotypes | None:
+        """Return the tables; states can be told apart without any."""
+        try:
+            return self.phenotypes
+        except InputMissingError:
+            return None
+
+    def _kernels_of(self, question: Question) -> Mapping[str, Kernel]:
+        if question.units not in self._kernels:
+            sites = None
+            if self.config.harmonize:
+                if question.sites is None:
+                    raise UsageError(
+                        f"--harmonize {self.config.harmonize}: no column {self.config.site!r} says "
+                        "who was scanned where",
+                        hint="name it with --site",
+                    )
+                sites = np.array(question.sites)
+            self._kernels.clear()  # they are large
+            self._kernels[question.units] = make_kernels(self.source, question.units, sites)
+        return self._kernels[question.units]
+
+    def _result(
+        self, question: Question, cohort: Cohort, evaluation: Evaluation, options: Options
+    ) -> Result:
+        target, predictions = question.target, evaluation.predictions
+        headline, reference = first_of(HEADLINES, predictions), first_of(REFERENCES, predictions)
+        scored = self._scores(question, evaluation)
+        comparisons = _comparisons(evaluation, headline, reference)
+        by_site = self._by_site(question, cohort, options)
+        about = Circumstances(
+            [unit.participant for unit in question.units],
+            question.sites,
+            _dataset_name(self.config.bids_dir),
+            _knows_hcp(self.inventory, self.config.model_dir),
+        )
+        corrected = {}
+        if target.is_regression:
+            for key, found in predictions.items():
+                corrected[key] = correct_bias(target, found, evaluation.folds).values
+        return Result(
+            question=question,
+            evaluation=evaluation,
+            scored=scored,
+            comparisons=comparisons,
+            headline=headline,
+            reference=reference,
+            verdict=verdict(target, scored, comparisons),
+            cautions=warnings_for(target, scored, comparisons, about),
+            corrected=corrected,
+            confounds=cohort.confounds,
+            settings=self._settings(question, cohort),
+            by_site=by_site,
+        )
+
+    def _scores(self, question: Question, evaluation: Evaluation) -> dict[str, Scored]:
+        return {
+            key: assess(
+                question.target,
+                found,
+                question.groups,
+                self.config.bootstrap,
+                np.random.default_rng([self.config.seed, 2]),
+            )
+            for key, found in evaluation.predictions.items()
+        }
+
+    def _by_site(self, question: Question, cohort: Cohort, options: Options) -> dict[str, Scored]:
+        """Return scores of predictions of each site by all others, where groups are sites."""
+        if self.config.group_by != self.config.site or question.sites is None:
+            return {}
+        folds = leave_group_out(question.target, question.groups)
+        alone = replace(cohort, embeddings=None)
+        found = evaluate(question.target, alone, replace(options, permutations=0), folds)
+        return self._scores(question, found)
+
+    def _settings(self, question: Question, cohort: Cohort) -> dict[str, Any]:
+        config = self.config
+        return {
+            "Column": question.target.name,
+            "Table": question.target.source.name if question.target.source else None,
+            "Units": len(question.units),
+            "Labelled": int(question.target.labelled.sum()),
+            "Groups": len(set(question.groups)),
+            "GroupBy": config.group_by or "participant",
+            "Exchange": question.exchange,
+            "Folds": config.folds,
+            "Repeats": config.repeats,
+            "GateRepeats": Options().gate_repeats,
+            "Permutations": config.permutations,
+            "Bootstrap": config.bootstrap,
+            "Confounds": list(cohort.confounds.names),
+            "Harmonize": config.harmonize,
+            "Features": sorted(cohort.kernels),
+            "Combination": COMBINATION,
+            "Seed": config.seed,
+            "Model": dict(self.inventory.model),
+            "Differences": list(self.cautions),
+            "NotUsed": [*self.inventory.warnings, *self.source.problems],
+            "Unmatched": list(question.warnings),
+            "Version": __version__,
+        }
+
+    def _head_file(self, result: Result, cohort: Cohort) -> HeadFile:
+        target = result.question.target
+        heads = heads_of(
+            result.evaluation,
+            cohort,
+            lambda kind: self.source.matrix(kind, result.question.units).values,
+        )
+        about = {
+            "Target": target.name,
+            "TaskType": target.task,
+            "Classes": list(target.classes),
+            "Units": target.units,
+            "Headline": result.headline or result.reference,
+            "Scores": {key: dict(scored.scores) for key, scored in result.scored.items()},
+            "Settings": settings_of(self.inventory),
+            "PredictionSettings": dict(result.settings),
+        }
+        return HeadFile(heads, about)
+
+    def apply(self, path: Path) -> list[str | Path]:
+        """Predict everyone with predictors that were fitted to another dataset.
+
+        Raises
+        ------
+        BadDataError
+            They were fitted to outputs that were made in another way, or to other features.
+        """
+        file = read_heads(path)
+        _check_same(path, file, self.inventory)
+        units = tuple(Unit(participant) for participant in self.inventory.participants)
+        target = Target(
+            str(file.about["Target"]),
+            str(file.about["TaskType"]),
+            np.full(len(units), np.nan),
+            tuple(file.about["Classes"]),
+            str(file.about["Units"]),
+        )
+        needed = {kind for head in file.heads.values() for kind in head.parts}
+        usable = {key: h for key, h in file.heads.items() if set(h.parts) <= set(self.source.kinds)}
+        if not usable:
+            raise BadDataError(
+                f"{path}: needs features that there are none of: {', '.join(sorted(needed))}"
+            )
+        features = {
+            kind: self.source.matrix(kind, units).values
+            for kind in sorted({kind for head in usable.values() for kind in head.parts})
+        }
+        predicted = {}
+        for key, head in usable.items():
+            confounds = confounds_named(
+                head.confounds, units, self.inventory, self._phenotypes_if_any()
+            )
+            predicted[key] = file.predict(key, features, confounds)
+        about = {"Head": path.name, **file.about}
+        return [write_applied(target, units, predicted, about, self.inventory.output_dir)]
+
+
+def _chosen(kinds: Mapping[str, FeatureKind], wanted: Sequence[str]) -> dict[str, FeatureKind]:
+    for key in wanted:
+        if key not in kinds:
+            raise UsageError(
+                f"--features {key}: there are none", hint=f"there are: {', '.join(kinds)}"
+            )
+    return {key: kind for key, kind in kinds.items() if not wanted or key in wanted}
+
+
+def _comparisons(
+    evaluation: Evaluation, headline: str | None, reference: str | None
+) -> list[Comparison]:
+    """Compare every candidate with connectivity and with the confounds alone.
+
+    And what stands for the network with the same of random weights.
+    """
+    pairs = [
+        (candidate.key, base)
+        for base in (reference, CONFOUNDS)
+        for candidate in evaluation.candidates
+        if candidate.key != base
+    ]
+    pairs.append((headline or "", RANDOM.get(headline or "", "")))
+    found = evaluation.predictions
+    return [
+        compare(evaluation.target, found[a], found[b], evaluation.folds)
+        for a, b in pairs
+        if a in found and b in found
+    ]
+
+
+def _numbered(path: Path, label: str, several: bool) -> Path:
+    """Return where a head goes: a file of its own for each of several columns."""
+    return path.with_name(f"{path.stem}_{label}{path.suffix}") if several else path
+
+
+def _dataset_name(bids_dir: Path) -> str:
+    """Return what a dataset calls itself; empty where it doesn't."""
+    try:
+        description = json.loads((bids_dir / "dataset_description.json").read_text("utf-8"))
+        return str(description.get("Name", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _knows_hcp(inventory: Inventory, model_dir: Path | None) -> bool:
+    """Return whether people of the Human Connectome Project trained the model."""
+    if not inventory.model:
+        return False
+    try:
+        return knows_hcp(resolve_release(str(inventory.model["Name"]), model_dir=model_dir).card)
+    except BsymError:  # its card is not here
+        return False
+
+
+def _check_same(path: Path, file: HeadFile, inventory: Inventory) -> None:
+    """Refuse features that were made in another way than those that a head was fitted to."""
+    fitted, here = dict(file.about["Settings"]), settings_of(inventory)
+    common = fitted.keys() & here.keys()
+    differing = sorted(key for key in common if fitted[key] != here[key])
+    if differing:
+        said = "; ".join(f"{key}: {fitted[key]} there, {here[key]} here" for key in differing[:5])
+        raise BadDataError(
+            f"{path}: was fitted to outputs that were made in another way: {said}",
+            hint="process this dataset with the settings of that one",
+        )
