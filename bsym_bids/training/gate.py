@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bsym_bids import atlas
-from bsym_bids.model.brainsymphony import BrainSymphony
+from bsym_bids.model.brainsymphony import BrainSymphony, Gate
 from bsym_bids.training.data import ConnectomeSet, WindowSet
 
 
@@ -49,8 +49,40 @@ class LabelledEmbeddings:
         return functional, structural, labels
 
 
-class GateObjective(nn.Module):
-    """Predict a label from the fused embedding, averaged within networks.
+class GateReadout(nn.Module):
+    """Predict from the fused embedding, averaged within networks, by a linear head.
+
+    Parameters
+    ----------
+    gate : Gate
+        Which mixes the embeddings.
+    outputs : int
+        Numbers that are predicted of each person.
+    """
+
+    def __init__(self, gate: Gate, outputs: int = 1) -> None:
+        super().__init__()
+        self.gate = gate
+        networks = np.array(atlas.networks())
+        members = np.stack([networks == name for name in dict.fromkeys(networks)])
+        average = members / members.sum(1, keepdims=True)
+        self.register_buffer("average", torch.from_numpy(average).float())
+        self.head = nn.Linear(len(average) * gate.width, outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def averaged(self, functional: Tensor, structural: Tensor) -> Tensor:
+        """Map two embeddings (N, R, D) to the mean fused one of each network, (N, networks * D)."""
+        fused, _ = self.gate(functional, structural)
+        return (self.average @ fused).flatten(1)
+
+    def predict(self, functional: Tensor, structural: Tensor) -> Tensor:
+        """Return what is predicted of each person, (N,) or (N, outputs)."""
+        return self.head(self.averaged(functional, structural)).squeeze(-1)
+
+
+class GateObjective(GateReadout):
+    """Predict a label from the fused embedding.
 
     The linear head is not part of a release: it is there to give the gate something to be good at.
 
@@ -61,21 +93,8 @@ class GateObjective(nn.Module):
     """
 
     def __init__(self, model: BrainSymphony) -> None:
-        super().__init__()
         assert model.gate is not None
-        self.gate = model.gate
-        networks = np.array(atlas.networks())
-        members = np.stack([networks == name for name in dict.fromkeys(networks)])
-        average = members / members.sum(1, keepdims=True)
-        self.register_buffer("average", torch.from_numpy(average).float())
-        self.head = nn.Linear(len(average) * model.gate.width, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def predict(self, functional: Tensor, structural: Tensor) -> Tensor:
-        """Return the predicted label of each person, (N,)."""
-        fused, _ = self.gate(functional, structural)
-        return self.head((self.average @ fused).flatten(1)).squeeze(-1)
+        super().__init__(model.gate)
 
     def forward(self, functional: Tensor, structural: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the mean squared error as ``label`` and as ``total``."""
