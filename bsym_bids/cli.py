@@ -382,10 +382,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse_config(argv)
         if config.analysis_level == "group":
-            raise UsageError(
-                "the group level is not available yet",
-                hint="run the participant level: its outputs are what the group level will read",
-            )
+            from bsym_bids.workflows.group import run_group_level
+
+            return run_group_level(config)
         from bsym_bids.workflows.participant import run_participant_level
 
         return run_participant_level(config)

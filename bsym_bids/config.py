@@ -415,7 +415,7 @@ def _check_ranges(config: RunConfig) -> None:
             config.task_type in (None, *TASK_TYPES),
             f"one of {', '.join(TASK_TYPES)}",
         ),
-        ("folds", config.folds >= 2, "at least 2"),
+        ("folds", config.folds >= 3, "at least 3: one is tested, one chooses the penalty"),
         ("repeats", config.repeats >= 1, "at least 1"),
         ("permutations", config.permutations >= 0, "0 or more"),
         ("bootstrap", config.bootstrap >= 0, "0 or more"),
@@ -478,6 +478,12 @@ def _check_group_level(config: RunConfig) -> None:
         raise UsageError(f"{first} and {second} exclude each other", hint="make two calls of it")
     if config.save_head and not (config.predict or config.state):
         raise UsageError("--save-head keeps predictors, but none are fitted: give --predict")
+    if config.save_head and config.harmonize:
+        raise UsageError(
+            "--save-head and --harmonize exclude each other: what is learned of sites holds for "
+            "these alone",
+            hint="leave one of them out",
+        )
     if config.state and len(config.state) < 2:
         raise UsageError("--state tells at least two labels apart", hint="as in ses-A ses-B")
     if config.confounds and NO_CONFOUNDS in config.confounds and len(config.confounds) > 1:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bsym_bids.bold.cleaning import naming, note_lost
 from bsym_bids.bold.resampling import needs_resampling, resample, resample_mask
-from bsym_bids.bold.scaling import scale
+from bsym_bids.bold.scaling import RoiStatistics, scale
 from bsym_bids.errors import BadDataError, UsageError
 
 #: Frames of a window.
@@ -80,7 +80,7 @@ class CleanSeries(Protocol):
 def windows_for_model(
     cleaned: CleanSeries,
     model_tr: float = 0.8,
-    scaling: str = "robust",
+    scaling: str | RoiStatistics = "robust",
     step: int = 100,
     *,
     source: str | Path = "",
@@ -93,8 +93,9 @@ def windows_for_model(
         The run.
     model_tr : float
         Repetition time that the model expects, in seconds; runs within 12 % pass as they are.
-    scaling : str
-        ``robust``, ``zscore`` or ``none``, per ROI over the kept frames of the run.
+    scaling : str or RoiStatistics
+        ``robust``, ``zscore`` or ``none``, per ROI over the kept frames of the run; or what to
+        scale by.
     step : int
         Frames between the starts of two windows.
     source : str or Path

@@ -37,22 +37,20 @@ class EmbedWindows(PlainInterface):
     output_spec = _EmbedOutputSpec
 
     def _call(self, folder: Path) -> dict[str, Any]:
-        from bsym_bids.bold.cleaning import CleanedRun, naming
-        from bsym_bids.bold.windows import windows_for_model
-        from bsym_bids.model.embed import embed_windows
+        from bsym_bids.bold.cleaning import CleanedRun
+        from bsym_bids.model.embed import embed_run
         from bsym_bids.model.weights import load_model
 
         inputs = self.inputs
-        windows = windows_for_model(
+        windows, embedding = embed_run(
+            load_model(inputs.release, seed=inputs.seed),
             load_record(CleanedRun, inputs.cleaned),
             model_tr=inputs.model_tr,
+            window_step=inputs.window_step,
             scaling=inputs.scaling,
-            step=inputs.window_step,
             source=inputs.bold_file,
+            threads=inputs.threads,
         )
-        model = load_model(inputs.release, seed=inputs.seed)
-        with naming(inputs.bold_file):
-            embedding = embed_windows(model, windows.data, windows.missing, threads=inputs.threads)
         return {
             "windows": save_record(windows, folder / "windows.npz"),
             "embedding": save_record(embedding, folder / "embedding.npz"),
@@ -74,23 +72,14 @@ class ScoreReconstruction(PlainInterface):
     output_spec = _ScoreOutputSpec
 
     def _call(self, folder: Path) -> dict[str, Any]:
-        from bsym_bids.atlas.group import group_functional_connectivity
         from bsym_bids.bold.windows import Windows
-        from bsym_bids.model.reconstruction import reconstruction_quality
+        from bsym_bids.model.reconstruction import score_windows
         from bsym_bids.model.weights import load_model
 
         inputs = self.inputs
         windows = load_record(Windows, inputs.windows)
         model = load_model(inputs.release, seed=inputs.seed)
-        quality = reconstruction_quality(
-            model,
-            windows.data,
-            windows.missing,
-            seed=inputs.seed,
-            censored=windows.censored,
-            correlation=group_functional_connectivity(),
-            threads=inputs.threads,
-        )
+        quality = score_windows(model, windows, inputs.seed, inputs.threads)
         return {"reconstruction": save_record(quality, folder / "reconstruction.npz")}
 
 

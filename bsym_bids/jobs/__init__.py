@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bsym_bids.jobs.base import Job
-from bsym_bids.jobs.bold import RunJob, Settings
+from bsym_bids.jobs.bold import EmbeddingJob, RunJob, Settings
+from bsym_bids.jobs.cohort import CohortJob
 from bsym_bids.jobs.dwi import ScanJob, ScanSettings
 from bsym_bids.jobs.fusion import FusionJob, fusions_of
 from bsym_bids.outputs.names import RunNames, ScanNames
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from bsym_bids.inputs import Participant, Plan
 
 __all__ = [
+    "CohortJob",
+    "EmbeddingJob",
     "FusionJob",
     "Job",
     "RunJob",

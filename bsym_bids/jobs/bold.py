@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsym_bids import __version__
@@ -19,11 +21,12 @@ if TYPE_CHECKING:
     from bsym_bids.config import RunConfig
     from bsym_bids.inputs import BoldRun
     from bsym_bids.model.weights import Release
+    from bsym_bids.outputs.reading import WrittenRun
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The settings that decide the results of the participant level.
+class EmbeddingSettings:
+    """The settings that decide the embedding of a BOLD run.
 
     Attributes
     ----------
@@ -31,16 +34,40 @@ class Settings:
         What decides time series and connectivity.
     embedding : mapping
         What decides, on top of that, embeddings and reconstruction.
-    strategy : NuisanceStrategy
-        The nuisance strategy in use.
     release : Release
         The model in use.
     """
 
     timeseries: Mapping[str, Any]
     embedding: Mapping[str, Any]
-    strategy: NuisanceStrategy
     release: Release
+
+
+def embedding_settings(
+    release: Release, *, model_tr: float, window_step: int, scaling: str, seed: int
+) -> dict[str, Any]:
+    """Return what decides embeddings of given series, as sidecars have it."""
+    return {
+        "Model": release.name,
+        "ModelFingerprint": release.fingerprint,
+        "ModelRepetitionTime": model_tr,
+        "WindowStep": window_step,
+        "Scaling": scaling,
+        "Seed": seed,
+    }
+
+
+@dataclass(frozen=True)
+class Settings(EmbeddingSettings):
+    """The settings that decide the results of the participant level.
+
+    Attributes
+    ----------
+    strategy : NuisanceStrategy
+        The nuisance strategy in use.
+    """
+
+    strategy: NuisanceStrategy
 
     @classmethod
     def of(cls, config: RunConfig, strategy: NuisanceStrategy, release: Release) -> Settings:
@@ -74,36 +101,34 @@ class Settings:
                 "LowPass": low_pass,
                 "FDThreshold": config.fd_threshold,
             },
-            embedding={
-                "Model": release.name,
-                "ModelFingerprint": release.fingerprint,
-                "ModelRepetitionTime": config.model_tr,
-                "WindowStep": config.window_step,
-                "Scaling": config.scaling,
-                "Seed": config.seed,
-            },
+            embedding=embedding_settings(
+                release,
+                model_tr=config.model_tr,
+                window_step=config.window_step,
+                scaling=config.scaling,
+                seed=config.seed,
+            ),
             strategy=strategy,
             release=release,
         )
 
 
-@dataclass(frozen=True)
-class RunJob(Job):
-    """One BOLD run with its settings and output names.
+class EmbeddingJob(Job):
+    """Something that ends with the embedding of a BOLD run.
 
     Attributes
     ----------
-    run : BoldRun
-        The input files.
+    run : BoldRun or WrittenRun
+        The run.
     names : RunNames
         The output names.
-    settings : Settings
+    settings : EmbeddingSettings
         What decides the results.
     """
 
-    run: BoldRun
+    run: BoldRun | WrittenRun
     names: RunNames
-    settings: Settings
+    settings: EmbeddingSettings
     domain_product = "reconstruction"
 
     @property
@@ -111,18 +136,20 @@ class RunJob(Job):
         """What the run is called in messages and tables."""
         return self.run.label
 
-    @cached_property
-    def fingerprints(self) -> Mapping[str, str]:
-        """Expected fingerprint of each group of outputs."""
-        files = (self.run.bold, self.run.mask, self.run.confounds, self.run.confounds_json)
-        inputs = [file_identity(path) for path in files]
-        software = __version__, library_versions(*OF_ALL)
-        common = [*software, self.run.repetition_time, inputs, self.settings.timeseries]
-        model = library_versions(*OF_MODELS), self.settings.embedding
-        return {
-            "timeseries": fingerprint(*common),
-            "embedding": fingerprint(*common, *model),
-        }
+    @property
+    @abstractmethod
+    def scaling_rule(self) -> str:
+        """Where the statistics come from that ROIs are scaled by."""
+
+    @property
+    @abstractmethod
+    def embedding_sources(self) -> list[str]:
+        """BIDS URIs of what embeddings are made of."""
+
+    @property
+    @abstractmethod
+    def replaced(self) -> tuple[Path, ...]:
+        """Data files that must not survive beside a new embedding."""
 
     def deviations(self, repetition_time: float) -> list[str] | None:
         """Say how windows with frames so many seconds apart differ from what the model is for."""
@@ -140,6 +167,49 @@ class RunJob(Job):
         own = self.run.repetition_time
         kept = own is not None and not needs_resampling(own, wanted)
         return self.deviations(own if kept else wanted) or []
+
+
+@dataclass(frozen=True)
+class RunJob(EmbeddingJob):
+    """One BOLD run with its settings and output names.
+
+    Attributes
+    ----------
+    run : BoldRun
+        The input files.
+    names : RunNames
+        The output names.
+    settings : Settings
+        What decides the results.
+    """
+
+    run: BoldRun
+    names: RunNames
+    settings: Settings
+    scaling_rule = "statistics over kept frames"
+
+    @cached_property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Expected fingerprint of each group of outputs."""
+        files = (self.run.bold, self.run.mask, self.run.confounds, self.run.confounds_json)
+        inputs = [file_identity(path) for path in files]
+        software = __version__, library_versions(*OF_ALL)
+        common = [*software, self.run.repetition_time, inputs, self.settings.timeseries]
+        model = library_versions(*OF_MODELS), self.settings.embedding
+        return {
+            "timeseries": fingerprint(*common),
+            "embedding": fingerprint(*common, *model),
+        }
+
+    @property
+    def embedding_sources(self) -> list[str]:
+        """BIDS URIs of what embeddings are made of."""
+        return [self.names.uri("denoised")]
+
+    @property
+    def replaced(self) -> tuple[Path, ...]:
+        """Data files that must not survive beside a new embedding: also what it was fused to."""
+        return *self.names.possible_paths("embedding"), *self.names.possible_paths("fused")
 
     def sources(self) -> dict[str, str]:
         """Return BIDS URIs of the input files by their role."""

@@ -109,17 +109,16 @@ class ScanSettings:
 
 def _structural_settings(config: RunConfig, release: Release) -> dict[str, Any]:
     """Return what decides structural embeddings, or nothing when the model makes none."""
-    from bsym_bids.model.structural import DENSITY, EdgeConvention, stated_convention
+    from bsym_bids.model.structural import usual_convention
 
     if not release.has_branch("structural"):
         return {}
-    # What the authors describe, where the card is silent: counts by volume, then the logarithm.
-    stated = stated_convention(release.card) or EdgeConvention(DENSITY, "log10")
+    usual = usual_convention(release.card)
     return {
         "Model": release.name,
         "ModelFingerprint": release.fingerprint,
-        "Measure": config.sc_measure or stated.measure,
-        "Transform": config.sc_transform or stated.transform,
+        "Measure": config.sc_measure or usual.measure,
+        "Transform": config.sc_transform or usual.transform,
         "Seed": config.seed,
     }
 

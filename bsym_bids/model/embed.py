@@ -7,10 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import call
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bsym_bids.bold.cleaning import naming
+from bsym_bids.bold.scaling import RoiStatistics
+from bsym_bids.bold.windows import CleanSeries, Windows, windows_for_model
 from bsym_bids.errors import BadDataError
 from bsym_bids.model.threads import in_threads
 
@@ -59,11 +63,54 @@ class FunctionalEmbedding:
     threads: int
 
 
+def embed_run(
+    model: BrainSymphony,
+    cleaned: CleanSeries,
+    *,
+    model_tr: float = 0.8,
+    window_step: int = 100,
+    scaling: str | RoiStatistics = "robust",
+    source: str | Path = "",
+    masked: np.ndarray | None = None,
+    threads: int | None = None,
+) -> tuple[Windows, FunctionalEmbedding]:
+    """Embed a cleaned run: resample, scale, cut into windows, and put these through the network.
+
+    Parameters
+    ----------
+    model : BrainSymphony
+        With all functional branches.
+    cleaned : CleanSeries
+        The run, just cleaned or read back.
+    model_tr, scaling, window_step, source
+        As `windows_for_model` takes them.
+    masked, threads
+        As `embed_windows` takes them.
+
+    Returns
+    -------
+    windows : Windows
+        What the network saw.
+    embedding : FunctionalEmbedding
+        What it said.
+
+    Raises
+    ------
+    BadDataError
+        As both of them.
+    """
+    windows = windows_for_model(cleaned, model_tr, scaling, window_step, source=source)
+    with naming(source):
+        embedding = embed_windows(model, windows.data, windows.missing, threads, masked)
+    return windows, embedding
+
+
 def embed_windows(
     model: BrainSymphony,
     windows: np.ndarray,
     missing: np.ndarray,
     threads: int | None = None,
+    masked: np.ndarray | None = None,
 ) -> FunctionalEmbedding:
     """Embed the windows of a run.
 
@@ -80,6 +127,8 @@ def embed_windows(
         (R,) bool.
     threads : int, optional
         CPU threads; None leaves torch's setting.
+    masked : ndarray, optional
+        (R, D), `masked_embedding` where it is known already: it is the same for everyone.
 
     Returns
     -------
@@ -105,8 +154,10 @@ def embed_windows(
 
     with inference(threads) as used:
         calls = [partial(embed, window) for window in windows]
-        calls.append(partial(masked_embedding, model, windows.shape[1:]))
-        *results, empty = in_threads(call, calls)
+        if masked is None:
+            calls.append(partial(masked_embedding, model, windows.shape[1:]))
+        results = in_threads(call, calls)
+    empty = results.pop() if masked is None else masked
     embedded, attended, over_roi = map(np.stack, zip(*results, strict=True))
     over_roi = over_roi.mean(0, dtype=np.float64)
     embedded[:, missing] = np.nan

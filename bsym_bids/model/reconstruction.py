@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bsym_bids.atlas.group import group_functional_connectivity
 from bsym_bids.errors import BadDataError
 from bsym_bids.model.baselines import linear_reconstruction
 from bsym_bids.model.embed import check_missing, inference
 from bsym_bids.model.threads import in_threads
 
 if TYPE_CHECKING:
+    from bsym_bids.bold.windows import Windows
     from bsym_bids.model.brainsymphony import BrainSymphony
 
 OVERALL = "all"
@@ -185,6 +187,24 @@ def reconstruction_quality(
         )
     }
     return ReconstructionQuality(**named, windows=chosen, n_folds=n_folds, threads=used)
+
+
+def score_windows(
+    model: BrainSymphony, windows: Windows, seed: int, threads: int | None = None
+) -> ReconstructionQuality:
+    """Score the reconstruction of a run's windows; see `reconstruction_quality`.
+
+    The linear baseline takes the group-average functional connectivity of young adults.
+    """
+    return reconstruction_quality(
+        model,
+        windows.data,
+        windows.missing,
+        seed=seed,
+        censored=windows.censored,
+        correlation=group_functional_connectivity(),
+        threads=threads,
+    )
 
 
 def spread_evenly(n_windows: int, at_most: int) -> tuple[int, ...]:

@@ -64,6 +64,15 @@ def stated_convention(card: Mapping[str, Any]) -> EdgeConvention | None:
     )
 
 
+def usual_convention(card: Mapping[str, Any]) -> EdgeConvention:
+    """Return the convention that is used with a model unless another is asked for.
+
+    What its card's contract names; where that is silent, what the authors describe: counts divided
+    by volume, then the logarithm.
+    """
+    return stated_convention(card) or EdgeConvention(DENSITY, "log10")
+
+
 def structural_input(weights: NDArray[np.number], convention: str) -> NDArray[np.float32]:
     """Turn streamline counts or densities into what the structural branch takes.
 

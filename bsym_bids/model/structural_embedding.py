@@ -195,6 +195,35 @@ def embed_connectome(
     BadDataError
         The network has no structural branch, or the connectome does not fit it.
     """
+    embedding, attention, used = connectome_latents(model, given, threads)
+    quality = edge_quality(
+        model, given.sc[None], seed, group=group, missing=given.missing[None], threads=threads
+    )
+    return StructuralEmbedding(embedding, attention, quality.scores_of(), used)
+
+
+def connectome_latents(
+    model: BrainSymphony, given: ConnectomeInput, threads: int | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+    """Embed a connectome.
+
+    Parameters
+    ----------
+    model, given, threads
+        As in `embed_connectome`.
+
+    Returns
+    -------
+    embedding, attention : ndarray
+        (R, D) and (R, R), NaN for absent ROIs.
+    threads : int
+        CPU threads that they were computed with.
+
+    Raises
+    ------
+    BadDataError
+        As `embed_connectome`.
+    """
     with inference(threads) as used:
         output = model(sc=given.sc[None])
     if output.structural_embedding is None or output.structural_attention is None:
@@ -203,10 +232,7 @@ def embed_connectome(
     attention = output.structural_attention[0].numpy().copy()
     embedding[given.missing] = np.nan
     attention[given.missing] = attention[:, given.missing] = np.nan
-    quality = edge_quality(
-        model, given.sc[None], seed, group=group, missing=given.missing[None], threads=threads
-    )
-    return StructuralEmbedding(embedding, attention, quality.scores_of(), used)
+    return embedding, attention, used
 
 
 @dataclass(frozen=True)

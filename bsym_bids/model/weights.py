@@ -294,6 +294,43 @@ def load_model(release: Release, seed: int = 0) -> BrainSymphony:
     return model
 
 
+def load_random(release: Release, seed: int = 0) -> BrainSymphony:
+    """Make the network of a release with random weights in place of its own.
+
+    It has the sizes, heads and attention of the release, and its weights are drawn as
+    `random_state_dicts` draws them: what its architecture gives without any training.
+
+    Parameters
+    ----------
+    release : Release
+        As `resolve_release` returns it.
+    seed : int
+        Not negative.
+
+    Returns
+    -------
+    BrainSymphony
+        On the CPU, in evaluation mode.
+
+    Raises
+    ------
+    BadDataError
+        As `load_model`.
+    """
+    from bsym_bids.model.brainsymphony import BrainSymphony
+
+    states = {
+        branch: {
+            key: _draw(branch, key, tuple(value.shape), seed)
+            for key, value in _load_file(release, branch).items()
+        }
+        for branch in release.files
+    }
+    if not states:
+        return load_model(release, seed)
+    return BrainSymphony.from_state_dicts(**states, **release.card["network"])
+
+
 def _naming_files(message: str, release: Release) -> str:
     """Put the file before each branch that a message of the network starts a statement with."""
 

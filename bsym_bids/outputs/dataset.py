@@ -35,6 +35,9 @@ _BIDSIGNORE = (
     "*_tractogram.*",
     "*_scale-450_dseg.*",
     "atlas-*",
+    "*_predictions.*",
+    "*_stat.*",
+    "*_figure.*",
 )
 _README = """\
 # bsym-bids outputs
@@ -175,7 +178,7 @@ def describe_dataset(output_dir: Path, links: Mapping[str, Path]) -> None:
         document = _description(known, links)
         write_whole(path, Json(document))
         _write_text(output_dir / "README.md", _README)
-        _write_text(output_dir / ".bidsignore", "\n".join(_BIDSIGNORE) + "\n")
+        _ignore(output_dir / ".bidsignore")
         for source in atlas.table_path(), atlas.description_path():
             _copy(source, output_dir / source.name)
             _copy(source.with_suffix(".json"), output_dir / source.with_suffix(".json").name)
@@ -222,6 +225,15 @@ def _write_text(path: Path, text: str) -> None:
     if not path.exists():
         with explained(path):
             path.write_text(text, "utf-8")
+
+
+def _ignore(path: Path) -> None:
+    """Name what BIDS does not know, beside what users or earlier versions have named."""
+    with explained(path):
+        known = path.read_text("utf-8").splitlines() if path.is_file() else []
+        missing = [line for line in _BIDSIGNORE if line not in known]
+        if missing:
+            path.write_text("\n".join([*known, *missing]) + "\n", "utf-8")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids import atlas
-from bsym_bids.bold.cleaning import CleanedRun
 from bsym_bids.bold.resampling import TOLERANCE
 from bsym_bids.bold.scaling import TINY_SPREAD
 from bsym_bids.bold.windows import MAX_CENSORED_SHARE, WINDOW_LENGTH, Windows
-from bsym_bids.jobs import RunJob
+from bsym_bids.jobs import EmbeddingJob
 from bsym_bids.model.baselines import RIDGE
 from bsym_bids.model.domain import judge_reconstruction
 from bsym_bids.model.embed import FunctionalEmbedding
@@ -43,14 +43,37 @@ _NETWORK_COLUMNS = {
 }
 
 
+class CleanedSource(Protocol):
+    """What is told of the cleaning of a run that was embedded."""
+
+    @property
+    def repetition_time(self) -> float:
+        """In seconds."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """The rules that were applied to this run."""
+
+
 def write_embedding(
-    job: RunJob,
-    cleaned: CleanedRun,
+    job: EmbeddingJob,
+    cleaned: CleanedSource,
     windows: Windows,
     embedding: FunctionalEmbedding,
     quality: ReconstructionQuality,
 ) -> tuple[Path, ...]:
     """Publish the outputs of one run that come from the model.
+
+    Parameters
+    ----------
+    job : EmbeddingJob
+        The run with its settings and output names.
+    cleaned : CleanedSource
+        The run that was embedded.
+    windows : Windows
+        What the model saw.
+    embedding, quality : FunctionalEmbedding, ReconstructionQuality
+        What it said.
 
     Returns
     -------
@@ -84,9 +107,7 @@ def write_embedding(
     outputs = [
         OutputFile(job.names.path(key), content, details[key]) for key, content in contents.items()
     ]
-    # What was fused with older embeddings goes with them.
-    stale = [*job.names.possible_paths("embedding"), *job.names.possible_paths("fused")]
-    publish(outputs, job.fingerprints["embedding"], stale)
+    publish(outputs, job.fingerprints["embedding"], job.replaced)
     return tuple(output.path for output in outputs)
 
 
@@ -136,14 +157,14 @@ def _network_table(quality: ReconstructionQuality) -> Table:
 
 
 def _details(
-    job: RunJob,
-    cleaned: CleanedRun,
+    job: EmbeddingJob,
+    cleaned: CleanedSource,
     windows: Windows,
     embedding: FunctionalEmbedding,
     quality: ReconstructionQuality,
 ) -> dict[str, dict[str, Any]]:
     """Return the sidecar of each product."""
-    source = [job.names.uri("denoised")]
+    source = job.embedding_sources
     from_windows = [job.names.uri("window_embeddings")]
     sources = {
         "window_embeddings": source,
@@ -204,7 +225,7 @@ def _details(
 
 
 def _windows_sidecar(
-    job: RunJob, cleaned: CleanedRun, windows: Windows, embedding: FunctionalEmbedding
+    job: EmbeddingJob, cleaned: CleanedSource, windows: Windows, embedding: FunctionalEmbedding
 ) -> dict[str, Any]:
     names = np.array(atlas.roi_names())
     deviations = job.deviations(windows.repetition_time)
@@ -217,8 +238,8 @@ def _windows_sidecar(
             "resampled as a sum of sines, without frequencies above those of the source"
         ),
         "ScalingRule": (
-            "statistics over kept frames; an ROI with values further than "
-            f"{1 / TINY_SPREAD:.0f} times its spread from the centre is missing"
+            f"{job.scaling_rule}; an ROI with values further than {1 / TINY_SPREAD:.0f} times its "
+            "spread from the centre is missing"
         ),
         "CensoredFrameRule": (
             "the model sees them interpolated between kept frames (PCHIP), held at both ends"

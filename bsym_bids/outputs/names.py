@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -18,9 +18,17 @@ SCAN_GROUPS = ("connectome", "structural")
 FUSION_GROUPS = ("fused",)
 #: Products of the dataset as a whole, at its root.
 DATASET = "dataset"
+#: What cohort scaling adds to ``desc-`` of the group of products that it makes anew.
+COHORT = "cohort"
+COHORT_GROUP = "embedding"
+#: Key of its statistics.
+COHORT_SCALING = "cohort_scaling"
 #: Key of the streamlines, and the formats they may be kept in.
 TRACTOGRAM = "tractogram"
 TRACTOGRAM_FORMATS = ("tck", "trx")
+_COHORT_DESCRIPTION = (
+    "ROIs are scaled by the cohort's median and interquartile range, not by the run's own."
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,22 @@ def scan_products() -> Mapping[str, Product]:
 def fusion_products() -> Mapping[str, Product]:
     """Return every product of a BOLD run and a diffusion scan together by its key."""
     return _products_of_groups(FUSION_GROUPS)
+
+
+@cache
+def cohort_products() -> Mapping[str, Product]:
+    """Return what a BOLD run has under cohort scaling, by the key of the product it stands beside.
+
+    The names differ in ``desc-`` alone, which ends with ``cohort``.
+    """
+    return {
+        product.key: replace(
+            product,
+            desc=product.desc + COHORT,
+            description=f"{product.description} {_COHORT_DESCRIPTION}",
+        )
+        for product in products_of(COHORT_GROUP)
+    }
 
 
 @cache
@@ -157,6 +181,9 @@ class RunNames(Names):
         ``res-`` and ``den-`` of the source.
     method : str
         How ROIs are summarised: ``mean`` or ``pca``.
+    cohort_scaled : bool
+        Whether what comes from the model is what it is under cohort scaling. Both kinds of names
+        stand side by side; those of all other products are the same.
     """
 
     output_dir: Path
@@ -165,6 +192,7 @@ class RunNames(Names):
     resolution: str | None = None
     density: str | None = None
     method: str = "mean"
+    cohort_scaled: bool = False
     datatype = "func"
 
     @property
@@ -178,9 +206,14 @@ class RunNames(Names):
             parts.append(f"den-{self.density}")
         return "_".join(parts)
 
+    def product(self, key: str) -> Product:
+        """Return a product as these names have it."""
+        found = _all_products()[key]
+        return cohort_products().get(key, found) if self.cohort_scaled else found
+
     def path(self, key: str, method: str | None = None) -> Path:
         """Return where a product of this run goes."""
-        product = _all_products()[key]
+        product = self.product(key)
         stat = product.stat.format(statistic=STATISTICS[method or self.method])
         return self._file(product, stat, product.extension)
 
@@ -250,7 +283,7 @@ class ScanNames(Names):
         return tuple(sorted(paths))
 
 
-def dataset_path(output_dir: Path, key: str, label: str) -> Path:
+def dataset_path(output_dir: Path, key: str, label: str = "") -> Path:
     """Return where a product of the dataset as a whole goes.
 
     Parameters
@@ -261,6 +294,7 @@ def dataset_path(output_dir: Path, key: str, label: str) -> Path:
         Key of the product.
     label : str
         What the file is about, for its name; characters that BIDS does not take are left out.
+        Without effect on products that there is one of.
     """
     product = dataset_products()[key]
     desc = product.desc.format(label="".join(c for c in label if c.isascii() and c.isalnum()))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bsym_bids import atlas
 from bsym_bids.bold.censoring import fill_censored
 from bsym_bids.errors import BadDataError, InputMissingError
-from bsym_bids.outputs.names import STATISTICS, products, sidecar_of
+from bsym_bids.outputs.names import STATISTICS, RunNames, products, sidecar_of
 from bsym_bids.outputs.tables import NOT_AVAILABLE
 
 LOGGER = logging.getLogger("bsym_bids")
@@ -43,6 +43,10 @@ class WrittenRun:
         In seconds.
     sidecar : mapping
         The whole sidecar.
+    resolution, density : str, optional
+        ``res-`` and ``den-`` of the source.
+    method : str
+        How ROIs are summarised: ``mean`` or ``pca``.
     """
 
     entities: Mapping[str, str]
@@ -51,6 +55,9 @@ class WrittenRun:
     path: Path
     repetition_time: float
     sidecar: Mapping[str, Any]
+    resolution: str | None = None
+    density: str | None = None
+    method: str = "mean"
 
     @property
     def participant(self) -> str:
@@ -61,6 +68,33 @@ class WrittenRun:
     def session(self) -> str | None:
         """Label of the session, without ``ses-``."""
         return self.entities.get("ses")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The rules that were applied in cleaning."""
+        notes = self.sidecar.get("Notes")
+        return tuple(map(str, notes)) if isinstance(notes, list) else ()
+
+    def names(self, output_dir: Path, cohort_scaled: bool = False) -> RunNames:
+        """Return the output names of the run.
+
+        Parameters
+        ----------
+        output_dir : Path
+            Root of the dataset.
+        cohort_scaled : bool
+            Of what comes from the model: that under cohort scaling, or that of the participant
+            level.
+        """
+        return RunNames(
+            output_dir,
+            self.entities,
+            self.space,
+            self.resolution,
+            self.density,
+            self.method,
+            cohort_scaled,
+        )
 
 
 @dataclass(frozen=True)
@@ -115,13 +149,15 @@ class WrittenSeries:
     repetition_time: float
 
 
-def find_runs(derivatives: Path) -> list[WrittenRun]:
+def find_runs(derivatives: Path, left_out: list[str] | None = None) -> list[WrittenRun]:
     """Find the denoised time series of a dataset.
 
     Parameters
     ----------
     derivatives : Path
         Output folder of the participant level.
+    left_out : list of str, optional
+        Where the warnings about runs that are left out are added, beside the log.
 
     Returns
     -------
@@ -140,20 +176,40 @@ def find_runs(derivatives: Path) -> list[WrittenRun]:
     for path, made in _find(derivatives, "func", product.suffix, product.extension):
         if made.get("desc") != product.desc or made.get("stat") not in STATISTICS.values():
             continue
-        if not sidecar_of(path).is_file():
-            LOGGER.warning("%s: left out, as its sidecar is absent: not complete", path)
-            continue
         try:
-            sidecar = _read_sidecar(path)
-            seconds = _repetition_time(path, sidecar)
+            runs.append(run_of(path))
         except BadDataError as error:  # one bad run does not stop the others
             LOGGER.warning("left out: %s", error)
-            continue
-        entities, space = _sources(path), made.get("space", "")
-        parts = [f"{key}-{value}" for key, value in entities.items()]
-        parts += [f"{key}-{made[key]}" for key in ("space", "res", "den") if key in made]
-        runs.append(WrittenRun(entities, space, "_".join(parts), path, seconds, sidecar))
+            if left_out is not None:
+                left_out.append(f"left out: {error}")
     return runs
+
+
+def run_of(path: Path) -> WrittenRun:
+    """Return the run that a table of denoised time series is of.
+
+    Raises
+    ------
+    BadDataError
+        Its sidecar is absent, cannot be read, or has no repetition time.
+    """
+    sidecar = read_sidecar(path)
+    seconds = _repetition_time(path, sidecar)
+    made, entities = _entities(path), _sources(path)
+    parts = [f"{key}-{value}" for key, value in entities.items()]
+    parts += [f"{key}-{made[key]}" for key in ("space", "res", "den") if key in made]
+    methods = {stat: method for method, stat in STATISTICS.items()}
+    return WrittenRun(
+        entities,
+        made.get("space", ""),
+        "_".join(parts),
+        path,
+        seconds,
+        sidecar,
+        made.get("res"),
+        made.get("den"),
+        methods[made["stat"]],
+    )
 
 
 def one_space(runs: Sequence[WrittenRun]) -> list[WrittenRun]:
@@ -185,10 +241,15 @@ def find_connectomes(derivatives: Path) -> list[WrittenConnectome]:
     connectomes = []
     for path, made in _find(derivatives, "dwi", "relmat", ".tsv"):
         if "desc" in made:
-            entities = _sources(path)
-            label = "_".join(f"{key}-{value}" for key, value in entities.items())
-            connectomes.append(WrittenConnectome(entities, label, made["desc"], path))
+            connectomes.append(connectome_of(path))
     return connectomes
+
+
+def connectome_of(path: Path) -> WrittenConnectome:
+    """Return the connectome that a table of edges is of."""
+    entities = _sources(path)
+    label = "_".join(f"{key}-{value}" for key, value in entities.items())
+    return WrittenConnectome(entities, label, _entities(path)["desc"], path)
 
 
 def read_timeseries(run: WrittenRun) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -287,16 +348,109 @@ def read_roi_column(path: Path, column: str) -> NDArray[np.float64]:
     BadDataError
         The table cannot be read, has no such column, or is not one of the atlas.
     """
-    import pandas as pd
-
     try:
-        table = pd.read_csv(path, sep="\t", na_values=NOT_AVAILABLE, keep_default_na=False)
+        table = _read_table(path)
         names, values = list(table["name"]), table[column].to_numpy(dtype=np.float64)
     except (OSError, ValueError, KeyError) as error:
         raise BadDataError(f"{path}: {column} cannot be read of it: {error}", _HINT) from error
     if names != list(atlas.roi_names()):
         raise BadDataError(f"{path}: rows are not the ROIs of the atlas, in its order", _HINT)
     return values
+
+
+def read_embedding(path: Path) -> NDArray[np.float64]:
+    """Read the table of an embedding.
+
+    Returns
+    -------
+    ndarray, shape (450, D)
+        NaN in rows of ROIs that the model did not get.
+
+    Raises
+    ------
+    BadDataError
+        The table cannot be read, is not of the atlas, or has no dimensions.
+    """
+    try:
+        table = _read_table(path).set_index("name").drop(columns="network")
+        values = table.to_numpy(dtype=np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadDataError(f"{path}: cannot be read as an embedding: {error}", _HINT) from error
+    expected = [f"dim{index:03d}" for index in range(values.shape[1])]
+    if list(table.index) != list(atlas.roi_names()) or list(table.columns) != expected:
+        raise BadDataError(
+            f"{path}: rows are not the ROIs of the atlas, in its order, or columns not dim000, ...",
+            _HINT,
+        )
+    if not expected or np.isinf(values).any():
+        raise BadDataError(f"{path}: holds no dimensions, or values that are not finite", _HINT)
+    return values
+
+
+def read_windows(path: Path) -> dict[str, NDArray[np.floating]]:
+    """Read the embeddings of the windows of a run.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``embedding`` (W, 450, D), ``masked`` (450, D), ``onset`` and ``censored_share`` (W,).
+
+    Raises
+    ------
+    BadDataError
+        The archive cannot be read, or lacks one of them.
+    """
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {
+                name: arrays[name] for name in ("embedding", "masked", "onset", "censored_share")
+            }
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise BadDataError(f"{path}: cannot be read: {error}", _HINT) from error
+
+
+def read_quality(path: Path, column: str) -> float:
+    """Read a number of a table of quality with a single row.
+
+    Returns
+    -------
+    float
+        NaN for ``n/a``.
+
+    Raises
+    ------
+    BadDataError
+        The table cannot be read, has no such column of numbers, or another number of rows.
+    """
+    try:
+        values = _read_table(path)[column].to_numpy(dtype=np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadDataError(f"{path}: {column} cannot be read of it: {error}", _HINT) from error
+    if len(values) != 1:
+        raise BadDataError(f"{path}: has {len(values)} rows instead of one", _HINT)
+    return float(values[0])
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Read the sidecar of a data file.
+
+    Raises
+    ------
+    BadDataError
+        It is absent, as a killed run leaves it, or is not a JSON object.
+    """
+    sidecar = sidecar_of(path)
+    try:
+        document = json.loads(sidecar.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise BadDataError(f"{path}: has no sidecar: not complete", _HINT) from error
+    except (OSError, ValueError) as error:
+        raise BadDataError(f"{sidecar}: cannot be read as JSON: {error}", _HINT) from error
+    if not isinstance(document, dict):
+        raise BadDataError(f"{sidecar}: is not a JSON object", _HINT)
+    return document
 
 
 def _find(
@@ -327,17 +481,6 @@ def _sources(path: Path) -> dict[str, str]:
     return {key: value for key, value in _entities(path).items() if key not in _MADE}
 
 
-def _read_sidecar(path: Path) -> dict[str, Any]:
-    sidecar = sidecar_of(path)
-    try:
-        document = json.loads(sidecar.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadDataError(f"{sidecar}: cannot be read as JSON: {error}", _HINT) from error
-    if not isinstance(document, dict):
-        raise BadDataError(f"{sidecar}: is not a JSON object", _HINT)
-    return document
-
-
 def _repetition_time(path: Path, sidecar: Mapping[str, Any]) -> float:
     seconds = sidecar.get("RepetitionTime")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
@@ -347,21 +490,27 @@ def _repetition_time(path: Path, sidecar: Mapping[str, Any]) -> float:
     return float(seconds)
 
 
-def _read_numbers(path: Path, rows_named: bool) -> NDArray[np.float64]:
-    """Read a table of numbers with a column per ROI, and a row per ROI where rows are named."""
+def _read_table(path: Path) -> Any:
+    """Read a table with pandas, whole: in parts (``low_memory``) it takes a third longer."""
     import pandas as pd
 
+    return pd.read_csv(
+        path, sep="\t", na_values=NOT_AVAILABLE, keep_default_na=False, low_memory=False
+    )
+
+
+def _read_numbers(path: Path, rows_named: bool) -> NDArray[np.float64]:
+    """Read a table of numbers with a column per ROI, and a row per ROI where rows are named."""
     names = list(atlas.roi_names())
     try:
-        table = pd.read_csv(path, sep="\t", na_values=NOT_AVAILABLE, keep_default_na=False)
-        if rows_named:
-            table = table.set_index(str(table.columns[0]))
+        table = _read_table(path)
+        rows = list(table.pop(table.columns[0])) if rows_named else names
         values = table.to_numpy(dtype=np.float64)
     except (OSError, ValueError, IndexError) as error:
         raise BadDataError(
             f"{path}: cannot be read as a table of numbers: {error}", _HINT
         ) from error
-    if list(table.columns) != names or (rows_named and list(table.index) != names):
+    if list(table.columns) != names or rows != names:
         raise BadDataError(
             f"{path}: {'rows and columns are' if rows_named else 'columns are'} not the "
             f"{len(names)} ROIs of the atlas, in its order",

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bsym_bids import __version__, atlas
-from bsym_bids.jobs import FusionJob, RunJob, ScanJob
-from bsym_bids.outputs.names import fusion_products, products, scan_products
+from bsym_bids.jobs import EmbeddingJob, FusionJob, ScanJob
+from bsym_bids.outputs.names import fusion_products, scan_products
 from bsym_bids.software import OF_ALL, OF_MODELS, OF_SCANS, library_versions
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ ATLAS = (
 )
 
 
-def basic_sidecar(job: RunJob, key: str, sources: Sequence[str]) -> dict[str, Any]:
+def basic_sidecar(job: EmbeddingJob, key: str, sources: Sequence[str]) -> dict[str, Any]:
     """Return what the sidecar of any product says.
 
     Parameters
     ----------
-    job : RunJob
+    job : EmbeddingJob
         The run.
     key : str
         The product.
@@ -33,7 +33,7 @@ def basic_sidecar(job: RunJob, key: str, sources: Sequence[str]) -> dict[str, An
         BIDS URIs of the files it was made from.
     """
     document: dict[str, Any] = {
-        "Description": products()[key].description,
+        "Description": job.names.product(key).description,
         "Sources": list(sources),
         "SpatialReference": job.run.space,
         "Atlas": ATLAS,
@@ -42,8 +42,8 @@ def basic_sidecar(job: RunJob, key: str, sources: Sequence[str]) -> dict[str, An
     }
     optional = {
         "TaskName": job.run.entities.get("task"),
-        "Resolution": job.run.resolution and f"of the source, res-{job.run.resolution}",
-        "Density": job.run.density and f"of the source, den-{job.run.density}",
+        "Resolution": job.names.resolution and f"of the source, res-{job.names.resolution}",
+        "Density": job.names.density and f"of the source, den-{job.names.density}",
     }
     return document | {name: value for name, value in optional.items() if value}
 
@@ -88,7 +88,9 @@ def _scan_versions(job: ScanJob) -> dict[str, str]:
     return library_versions(*OF_SCANS) | {job.settings.engine.name: job.settings.engine.version}
 
 
-def model_sidecar(job: RunJob, key: str, sources: Sequence[str], threads: int) -> dict[str, Any]:
+def model_sidecar(
+    job: EmbeddingJob, key: str, sources: Sequence[str], threads: int
+) -> dict[str, Any]:
     """Return what the sidecar of any output of the model says."""
     return (
         basic_sidecar(job, key, sources)

@@ -111,6 +111,23 @@ class Json:
         path.write_text(text + "\n", "utf-8")
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text.
+
+    Attributes
+    ----------
+    text : str
+        What to write.
+    """
+
+    text: str
+
+    def write(self, path: Path) -> None:
+        """Write UTF-8."""
+        path.write_text(self.text, "utf-8")
+
+
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_text("\n".join(lines) + "\n", "utf-8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bsym_bids.bold.parcellate import Parcellation, drop_low_coverage
 from bsym_bids.bold.quality import run_quality
 from bsym_bids.jobs import RunJob
 from bsym_bids.outputs.names import STATISTICS
-from bsym_bids.outputs.publish import OutputFile, publish
+from bsym_bids.outputs.publish import OutputFile, publish, read_fingerprint
 from bsym_bids.outputs.sidecars import NODE_COLUMN, ROI_COLUMNS, basic_sidecar, columns
 from bsym_bids.outputs.tables import Content, Matrix, Table
 
@@ -95,6 +96,9 @@ def write_timeseries(
     if not job.is_done("embedding"):
         stale += job.names.possible_paths("embedding")
         stale += job.names.possible_paths("fused")
+    # What cohort scaling made of older series goes with them.
+    if read_fingerprint(job.names.path("denoised")) != job.fingerprints["timeseries"]:
+        stale += replace(job.names, cohort_scaled=True).possible_paths("embedding")
     publish(outputs, job.fingerprints["timeseries"], stale)
     return tuple(output.path for output in outputs)
 

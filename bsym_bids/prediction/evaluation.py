@@ -17,7 +17,7 @@ from bsym_bids.prediction.candidates import (
     Candidate,
     candidates_for,
 )
-from bsym_bids.prediction.folds import BOTH, make_folds, permuted_labels
+from bsym_bids.prediction.folds import BOTH, can_train, make_folds, permuted_labels
 from bsym_bids.prediction.kernels import Kernel, SumKernel
 from bsym_bids.prediction.linear import Fit, predict_linear, predict_mean, training_means
 from bsym_bids.prediction.nuisance import ConfoundKernel, Confounds, no_confounds
@@ -137,7 +137,11 @@ def evaluate(
     permuted = permuted_labels(
         target.values, cohort.groups, cohort.exchange, options.permutations, rng
     )
-    tried = tuple(c for c in candidates_for(cohort.kernels) if _is_possible(c, cohort))
+    tried = tuple(
+        candidate
+        for candidate in candidates_for(cohort.kernels)
+        if _is_possible(candidate, cohort) and _can_train(candidate, cohort, target, folds)
+    )
     predictions: dict[str, Predictions] = {}
     fits: dict[str, Fit] = {}
     for candidate in tried:
@@ -177,6 +181,24 @@ def _is_possible(candidate: Candidate, cohort: Cohort) -> bool:
     if candidate.how == LINEAR:
         return bool(np.any(kernel_of(candidate, cohort).present))
     return True
+
+
+def _can_train(candidate: Candidate, cohort: Cohort, target: Target, folds: Folds) -> bool:
+    """Tell, and say if not, whether enough people have a candidate's features."""
+    if candidate.how == MEAN:
+        return True
+    members = kernel_of(candidate, cohort).present & target.labelled
+    n_columns = 1 + confounds_for(candidate, cohort).values.shape[1]
+    if can_train(target, folds, members, n_columns):
+        return True
+    LOGGER.warning(
+        "%s: left out, %s: %d of %d labelled have it, too few to train on",
+        target.name,
+        candidate.title,
+        members.sum(),
+        target.labelled.sum(),
+    )
+    return False
 
 
 def _predict_linear(

@@ -68,15 +68,50 @@ def leave_group_out(target: Target, groups: Sequence[str]) -> Folds:
     Raises
     ------
     BadDataError
-        All labelled units are of one group.
+        There are fewer than three groups: none would be left to choose a penalty by.
     """
     labelled = np.flatnonzero(target.labelled)
     names, own = np.unique(np.asarray(groups, dtype=str)[labelled], return_inverse=True)
-    if len(names) < 2:
-        raise BadDataError(f"{target.name}: all labelled units are of one group, {names[0]}")
+    if len(names) < 3:
+        raise BadDataError(
+            f"{target.name}: labelled units are of {len(names)} groups, and leaving each out takes "
+            "three"
+        )
     assignment = np.full((1, len(target.values)), -1)
     assignment[0, labelled] = own
     return Folds(assignment, len(names))
+
+
+def can_train(target: Target, folds: Folds, members: NDArray[np.bool_], n_columns: int) -> bool:
+    """Tell whether enough is left to train on when any two folds are left out.
+
+    Parameters
+    ----------
+    target : Target
+        The labels.
+    folds : Folds
+        Of everyone with a label.
+    members : ndarray of bool, shape (N,)
+        Who has a label and the features.
+    n_columns : int
+        Ones and confounds: more units than that must be left.
+
+    Returns
+    -------
+    bool
+        For each repeat and each pair of folds there are enough units, and two different labels.
+    """
+    for assignment in folds.assignment:
+        own = assignment[members]
+        names = np.unique(own)
+        if len(names) < 3:
+            return False
+        for first in names:
+            for second in names[names > first]:
+                left = target.values[members][(own != first) & (own != second)]
+                if len(left) <= n_columns or len(np.unique(left)) < 2:
+                    return False
+    return True
 
 
 def _strata(target: Target, n_folds: int) -> NDArray[np.int64]:

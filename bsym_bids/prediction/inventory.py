@@ -13,7 +13,7 @@ from typing import Any
 
 from bsym_bids.errors import BadDataError
 from bsym_bids.inputs.selection import Selection, unknown_label
-from bsym_bids.outputs.names import Product, products, scan_products
+from bsym_bids.outputs.names import Product, cohort_products, products, scan_products
 from bsym_bids.outputs.reading import (
     WrittenConnectome,
     WrittenRun,
@@ -27,7 +27,14 @@ from bsym_bids.prediction.records import Unit
 LOGGER = logging.getLogger("bsym_bids")
 BOLD, DWI = "bold", "dwi"
 #: What features are read from, besides what runs and scans are found by.
-_OF_RUNS = ("connectivity", "run_quality", "embedding", "window_embeddings", "similarity")
+_OF_RUNS = (
+    "connectivity",
+    "run_quality",
+    "embedding",
+    "window_embeddings",
+    "similarity",
+    "attention",
+)
 _OF_SCANS = ("rois", "scan_quality", "model_input", "structural_embedding")
 #: Small tables that are published together with others: their sidecars say nothing new.
 _COMPANIONS = frozenset({"run_quality", "rois", "scan_quality"})
@@ -174,7 +181,9 @@ class Inventory:
         return {key: tuple(records) for key, records in found.items()}
 
 
-def take_inventory(output_dir: Path, selection: Selection = _EVERYTHING) -> Inventory:
+def take_inventory(
+    output_dir: Path, selection: Selection = _EVERYTHING, *, cohort_scaled: bool = False
+) -> Inventory:
     """Find what the participant level has written.
 
     Each sidecar is read once. Outputs without one, as a killed run leaves them, or with one that
@@ -187,6 +196,8 @@ def take_inventory(output_dir: Path, selection: Selection = _EVERYTHING) -> Inve
     selection : Selection
         Participants, sessions, tasks and runs that are wanted; of diffusion scans only participants
         and sessions choose. Filters of a file play no part.
+    cohort_scaled : bool
+        Take what comes from the model as it is under cohort scaling.
 
     Returns
     -------
@@ -219,7 +230,7 @@ def take_inventory(output_dir: Path, selection: Selection = _EVERYTHING) -> Inve
         LOGGER.warning("%s", text)
         warnings.append(text)
 
-    records = [_run_record(run, warn) for run in _each_run_once(wanted_runs, warn)]
+    records = [_run_record(run, cohort_scaled, warn) for run in _each_run_once(wanted_runs, warn)]
     records += [_scan_record(scan, warn) for scan in _each_scan_once(wanted_scans, warn)]
     return Inventory(
         output_dir, tuple(record for record in records if record.files), tuple(warnings)
@@ -263,8 +274,9 @@ def _each_scan_once(
     return list(chosen.values())
 
 
-def _run_record(run: WrittenRun, warn: Callable[[str], None]) -> Record:
-    beside = {key: _beside(run.path, products()[key]) for key in _OF_RUNS}
+def _run_record(run: WrittenRun, cohort_scaled: bool, warn: Callable[[str], None]) -> Record:
+    made = {**products(), **cohort_products()} if cohort_scaled else products()
+    beside = {key: _beside(run.path, made[key]) for key in _OF_RUNS}
     files, sidecars = _complete(beside.items(), warn)
     files["denoised"], sidecars["denoised"] = run.path, _kept(run.sidecar)
     return Record(BOLD, run.entities, run.label, files, sidecars)

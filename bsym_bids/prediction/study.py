@@ -207,7 +207,11 @@ class Study:
         """Return scores of predictions of each site by all others, where groups are sites."""
         if self.config.group_by != self.config.site or question.sites is None:
             return {}
-        folds = leave_group_out(question.target, question.groups)
+        try:
+            folds = leave_group_out(question.target, question.groups)
+        except BadDataError as error:
+            LOGGER.warning("no leave-site-out: %s", error)
+            return {}
         alone = replace(cohort, embeddings=None)
         found = evaluate(question.target, alone, replace(options, permutations=0), folds)
         return self._scores(question, found)
@@ -233,6 +237,7 @@ class Study:
             "Combination": COMBINATION,
             "Seed": config.seed,
             "Model": dict(self.inventory.model),
+            "ModelWarning": self.inventory.model_warning,
             "Differences": list(self.cautions),
             "NotUsed": [*self.inventory.warnings, *self.source.problems],
             "Unmatched": list(question.warnings),

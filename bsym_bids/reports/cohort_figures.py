@@ -6,11 +6,7 @@ diverging map of red and blue, which can be told apart without red or green cone
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,29 +18,16 @@ from bsym_bids import atlas
 from bsym_bids.cohort.contrast import MEASURES, ContrastMap, EmbeddingShift, pair_matrix
 from bsym_bids.cohort.edges import networks_in_order
 from bsym_bids.cohort.identification import KINDS, Identification
-from bsym_bids.outputs.publish import explained
+from bsym_bids.reports.style import COLOURS, MARKERS, figure_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-#: Colours of Okabe & Ito that are dark enough for marks on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _HIGHER, _LOWER, _PLAIN = COLOURS[1], COLOURS[0], "#9A9A9A"
 _MOST_NAMES = 15
 #: Width and height of what a view along each axis shows, in mm; one height, so that titles align.
 _VIEW_MM = ((190, 190), (150, 190), (150, 190))
 _DIVERGING, _SEQUENTIAL = "RdBu_r", "viridis_r"
-_STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "svg.hashsalt": "bsym-bids",  # the same figure is the same file
-}
 #: Full names of the networks, for axes.
 NETWORK_NAMES: Mapping[str, str] = {
     "all": "all",
@@ -72,7 +55,7 @@ def draw_identification(results: Mapping[str, Sequence[Identification]], path: P
     kinds = [r.comparison.kind for own in results.values() for r in own]
     kinds = list(dict.fromkeys(sorted(kinds, key=list(KINDS).index)))
     height = 1.3 + 0.55 * len(results)
-    with _figure(path, (max(6.4, 1.6 + 3.4 * len(kinds)), height)) as figure:
+    with figure_file(path, (max(6.4, 1.6 + 3.4 * len(kinds)), height)) as figure:
         panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         for panel, kind in zip(panels, kinds, strict=True):
             own = {
@@ -97,7 +80,7 @@ def draw_reliability(tables: Mapping[str, Mapping[str, Sequence[Any]]], path: Pa
         An SVG or PNG.
     """
     networks = list(dict.fromkeys(name for table in tables.values() for name in table["network"]))
-    with _figure(path, (7.2, 1.6 + 0.13 * len(networks) * (len(tables) + 1))) as figure:
+    with figure_file(path, (7.2, 1.6 + 0.13 * len(networks) * (len(tables) + 1))) as figure:
         panel = figure.subplots()
         for place, (name, table) in enumerate(tables.items()):
             offset = (place - (len(tables) - 1) / 2) * 0.7 / max(len(tables), 2)
@@ -126,7 +109,7 @@ def draw_roi_contrast(result: ContrastMap | EmbeddingShift, path: Path) -> None:
     order = networks_in_order(result.networks)
     rank = -np.abs(result.tests.t if isinstance(result, ContrastMap) else values)
     marked = [int(roi) for roi in np.argsort(rank) if significant[roi]]
-    with _figure(path, (9.0, 4.6)) as figure:
+    with figure_file(path, (9.0, 4.6)) as figure:
         panel, legend = figure.subplots(1, 2, width_ratios=(2.2, 1))
         heights = _strip_heights(values, result.networks, order)
         _boxes(panel, values, result.networks, order)
@@ -156,7 +139,7 @@ def draw_network_matrix(result: ContrastMap, path: Path) -> None:
     order = [name.split("-")[1] for name in result.names[:n_networks]]
     names = [NETWORK_NAMES.get(name, name) for name in order]
     limit = _limit(matrix)
-    with _figure(path, (6.8, 5.4)) as figure:
+    with figure_file(path, (6.8, 5.4)) as figure:
         panel = figure.subplots()
         image = panel.imshow(matrix, cmap=_DIVERGING, vmin=-limit, vmax=limit)
         for row, column in np.ndindex(matrix.shape):
@@ -192,7 +175,7 @@ def draw_glass_brain(result: ContrastMap | EmbeddingShift, path: Path) -> None:
         "from above": (2, np.ones_like(left), False),
         "from behind": (1, np.ones_like(left), False),
     }
-    with _figure(path, (9.0, 3.4)) as figure:
+    with figure_file(path, (9.0, 3.4)) as figure:
         panels = figure.subplots(
             1, len(views), width_ratios=[_VIEW_MM[axis][0] for axis, _, _ in views.values()]
         )
@@ -229,36 +212,6 @@ def roi_centres() -> NDArray[np.float64]:
     centres = nib.affines.apply_affine(image.affine, np.array(voxels))
     centres.setflags(write=False)
     return centres
-
-
-@contextmanager
-def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """Yield a figure of a size in inches that is written when the block ends."""
-    matplotlib = _matplotlib()
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        yield figure
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        with explained(path):
-            figure.savefig(path, dpi=150, metadata=metadata)
-
-
-def _matplotlib() -> Any:
-    """Import matplotlib without letting it write a list of fonts to the user's home."""
-    if "matplotlib.font_manager" not in sys.modules and "MPLCONFIGDIR" not in os.environ:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["MPLCONFIGDIR"] = folder
-            try:
-                import matplotlib.font_manager
-
-                matplotlib.get_configdir()  # is remembered, as is the cache's folder
-            finally:
-                del os.environ["MPLCONFIGDIR"]
-    import matplotlib
-
-    return matplotlib
 
 
 def _identification_panel(panel: Axes, results: Mapping[str, Sequence[Identification]]) -> None:

@@ -12,6 +12,7 @@ from bsym_bids.outputs.names import (
     SCAN_GROUPS,
     RunNames,
     ScanNames,
+    cohort_products,
     dataset_path,
     dataset_products,
     fusion_products,
@@ -60,6 +61,9 @@ def test_every_product_of_every_kind_of_run_is_accepted(tmp_path, schema):
         )
         for key in [*products(), *fusion_products()]
     ]
+    scaled = RunNames(tmp_path, full, "fsLR", density="91k", cohort_scaled=True)
+    names += [scaled.path(key) for key in cohort_products()]
+    assert len({*names}) == len(names)
     assert errors(dataset(tmp_path, names), schema) == set()
 
 
@@ -85,6 +89,7 @@ def test_every_product_of_the_dataset_is_accepted(tmp_path, schema):
         "desc-labx1reconstruction_qc.tsv",
         "desc-labx1edges_qc.tsv",
         "desc-labx1networks_qc.tsv",
+        "desc-cohortscaling_qc.tsv",
     ]
     assert errors(dataset(tmp_path, names), schema) == set()
 
@@ -104,6 +109,10 @@ def test_other_names_at_the_root_are_refused(tmp_path, schema, name):
         f"{RUN}_stat-median_timeseries.tsv",
         f"{RUN}_desc-functional_embedding.npz",
         f"{RUN}_desc-functional_embeddings.tsv",
+        f"{RUN}_desc-fusedcohort_embedding.tsv",
+        f"{RUN}_desc-functionalcohort_embedding.npz",
+        f"{RUN}_desc-censoringcohort_timeseries.tsv",
+        f"{RUN}_desc-runcohort_qc.tsv",
         "sub-01_task-rest_space-MNI152NLin6Asym_stat-mean_timeseries.tsv",
         f"sub-01_task-rest_space-T1w_{ATLAS}_stat-mean_timeseries.tsv",
         f"sub-01_space-MNI152NLin6Asym_{ATLAS}_stat-mean_timeseries.tsv",

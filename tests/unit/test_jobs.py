@@ -9,7 +9,7 @@ import pytest
 
 from bsym_bids import jobs, software
 from bsym_bids.bold.nuisance import load_strategy
-from bsym_bids.config import CALL_FIELDS, RunConfig
+from bsym_bids.config import CALL_FIELDS, GROUP_FIELDS, RunConfig
 from bsym_bids.errors import BadDataError, UsageError
 from bsym_bids.inputs import BoldRun, Derivatives, Participant, Plan
 from bsym_bids.jobs import RunJob, Settings, in_chunks, jobs_of
@@ -92,6 +92,7 @@ def job_of(run, **settings):
 
 def test_every_setting_is_known_to_decide_something_or_nothing():
     known = {*OF_THE_SERIES, *OF_THE_EMBEDDING, *OF_THE_SCAN, *OF_NOTHING, "model", "model_dir"}
+    known |= set(GROUP_FIELDS)
     assert known == {f.name for f in fields(RunConfig)} - set(CALL_FIELDS)
 
 

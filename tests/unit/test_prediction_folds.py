@@ -10,13 +10,14 @@ from bsym_bids.prediction.folds import (
     BOTH,
     WHOLE,
     WITHIN,
+    can_train,
     leave_group_out,
     make_folds,
     n_rearrangements,
     permuted_labels,
 )
 from bsym_bids.prediction.nuisance import Confounds
-from bsym_bids.prediction.records import CLASSIFICATION, REGRESSION, Target
+from bsym_bids.prediction.records import CLASSIFICATION, REGRESSION, Folds, Target
 
 
 @settings(max_examples=30, deadline=None)
@@ -64,11 +65,23 @@ def test_fewer_groups_than_folds_are_refused():
 
 
 def test_leave_group_out_makes_each_group_a_fold():
-    target = Target("age", REGRESSION, np.array([1.0, 2, np.nan, 4]))
-    folds = leave_group_out(target, ["a", "b", "c", "b"])
-    np.testing.assert_array_equal(folds.assignment, [[0, 1, -1, 1]])
-    with pytest.raises(BadDataError, match="all labelled units are of one group"):
-        leave_group_out(target, ["a"] * 4)
+    target = Target("age", REGRESSION, np.array([1.0, 2, np.nan, 4, 5]))
+    folds = leave_group_out(target, ["a", "b", "c", "b", "d"])
+    np.testing.assert_array_equal(folds.assignment, [[0, 1, -1, 1, 2]])
+    with pytest.raises(BadDataError, match="are of 2 groups"):
+        leave_group_out(target, ["a", "b", "c", "b", "a"])
+
+
+def test_candidates_need_enough_to_train_on():
+    labels = np.arange(12.0)
+    folds = Folds(np.array([np.arange(12) % 4]), 4)
+    everyone = np.ones(12, bool)
+    target = Target("age", REGRESSION, labels)
+    assert can_train(target, folds, everyone, 5)
+    assert not can_train(target, folds, everyone, 6)  # six are left without two folds
+    assert not can_train(target, folds, np.arange(12) % 4 < 2, 1)
+    classes = Target("sex", CLASSIFICATION, (np.arange(12) % 4 < 2).astype(float), ("F", "M"))
+    assert not can_train(classes, folds, everyone, 1)  # two folds have one class alone
 
 
 GROUPS = ["a", "a", "b", "b", "c", "c", "c", "d", "e"]

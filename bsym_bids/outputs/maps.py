@@ -1,0 +1,136 @@
+"""Tables and figures of a cohort as a whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsym_bids import atlas
+from bsym_bids.cohort import contrast, identification, reliability
+from bsym_bids.cohort.contrast import Contrast, ContrastMap, EmbeddingShift
+from bsym_bids.cohort.identification import Identification
+from bsym_bids.outputs.names import dataset_path, dataset_products
+from bsym_bids.outputs.publish import OutputFile, explained, fingerprint, publish
+from bsym_bids.outputs.sidecars import ATLAS, NODE_COLUMN, columns, software_versions
+from bsym_bids.outputs.tables import Matrix, Table
+
+_FEATURES = {"features": "Kind of features"}
+
+
+def write_identification(
+    results: Mapping[str, Sequence[Identification]], output_dir: Path, settings: Mapping[str, Any]
+) -> tuple[Path, ...]:
+    """Publish how often people are identified by each kind of features, with a figure."""
+    from bsym_bids.reports.cohort_figures import draw_identification
+
+    table = _stacked({kind: identification.table(found) for kind, found in results.items()})
+    described = _FEATURES | dict(identification.COLUMNS)
+    path = _publish(output_dir, "identification", "", table, described, settings)
+    figure = _draw(output_dir, "identification", lambda to: draw_identification(results, to))
+    return path, figure
+
+
+def write_reliability(
+    tables: Mapping[str, Mapping[str, Sequence[Any]]],
+    output_dir: Path,
+    settings: Mapping[str, Any],
+) -> tuple[Path, ...]:
+    """Publish the reliability of each kind of features by network, with a figure."""
+    from bsym_bids.reports.cohort_figures import draw_reliability
+
+    described = _FEATURES | dict(reliability.COLUMNS)
+    path = _publish(output_dir, "reliability", "", _stacked(tables), described, settings)
+    figure = _draw(output_dir, "reliability", lambda to: draw_reliability(tables, to))
+    return path, figure
+
+
+def write_group_mean(
+    kind: str, mean: NDArray[np.float64], output_dir: Path, settings: Mapping[str, Any]
+) -> Path:
+    """Publish the mean over people of a matrix (450, 450)."""
+    path = dataset_path(output_dir, "group_mean", kind)
+    names = atlas.roi_names()
+    document = _document("group_mean", settings) | {"Atlas": ATLAS} | columns(NODE_COLUMN)
+    document |= {"Directed": False, "Weighted": True, "Features": kind}
+    publish([OutputFile(path, Matrix(mean, names, rows=names), document)], fingerprint(document))
+    return path
+
+
+def write_contrast(
+    wanted: Contrast,
+    maps: Sequence[tuple[str, ContrastMap | EmbeddingShift]],
+    output_dir: Path,
+    settings: Mapping[str, Any],
+) -> tuple[Path, ...]:
+    """Publish the maps of a contrast by what they are of, with figures."""
+    from bsym_bids.reports import cohort_figures as figures
+
+    paths: list[Path] = []
+    for name, found in maps:
+        label = f"{wanted.entity}{wanted.a}{wanted.entity}{wanted.b}{name}"
+        described = contrast.SHIFT_COLUMNS
+        if isinstance(found, ContrastMap):
+            described = {key: contrast.COLUMNS[key] for key in found.table()}
+        paths.append(_publish(output_dir, "contrast", label, found.table(), described, settings))
+        if name.endswith("pairs"):
+            paths.append(_draw(output_dir, label, _drawn(figures.draw_network_matrix, found)))
+        elif name.endswith("rois"):
+            paths.append(_draw(output_dir, label, _drawn(figures.draw_roi_contrast, found)))
+            paths.append(
+                _draw(output_dir, label + "brain", _drawn(figures.draw_glass_brain, found))
+            )
+    return tuple(paths)
+
+
+def _drawn(draw: Callable[[Any, Path], None], found: object) -> Callable[[Path], None]:
+    return lambda to: draw(found, to)
+
+
+def _stacked(tables: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, list[Any]]:
+    """Put tables of the same columns below each other, the kind of features first."""
+    stacked: dict[str, list[Any]] = {"features": []}
+    for kind, table in tables.items():
+        for name, values in table.items():
+            stacked.setdefault(name, []).extend(values)
+        stacked["features"] += [kind] * len(next(iter(table.values())))
+    return stacked
+
+
+def _publish(
+    output_dir: Path,
+    key: str,
+    label: str,
+    table: Mapping[str, Any],
+    described: Mapping[str, str | tuple[str, str]],
+    settings: Mapping[str, Any],
+) -> Path:
+    path = dataset_path(output_dir, key, label)
+    document = _document(key, settings) | columns(described)
+    publish([OutputFile(path, Table(table), document)], fingerprint(document))
+    return path
+
+
+def _document(key: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "Description": dataset_products()[key].description,
+        "GroupSettings": dict(settings),
+        "SoftwareVersions": software_versions(),
+    }
+
+
+def _draw(output_dir: Path, label: str, draw: Callable[[Path], None]) -> Path:
+    """Draw a figure aside and put it in place."""
+    path = dataset_path(output_dir, "cohort_figure", label)
+    part = path.with_name(f".part_{path.name}")
+    with explained(path):
+        try:
+            draw(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    return path

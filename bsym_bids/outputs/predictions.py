@@ -1,0 +1,356 @@
+"""Tables and page of what was predicted of a cohort."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsym_bids.outputs.names import dataset_path, dataset_products
+from bsym_bids.outputs.publish import OutputFile, fingerprint, publish, write_whole
+from bsym_bids.outputs.sidecars import columns, software_versions
+from bsym_bids.outputs.tables import Table, Text
+from bsym_bids.prediction.inventory import BOLD, DWI, Inventory
+from bsym_bids.prediction.questions import Question
+from bsym_bids.prediction.records import Predictions, Target, Unit
+from bsym_bids.prediction.results import Result
+from bsym_bids.prediction.scores import (
+    METRICS,
+    averaged,
+    averaged_training_mean,
+    metrics_of,
+    predicted_classes,
+    residuals,
+)
+from bsym_bids.reports.prediction_page import prediction_page
+
+_COMPARISON_COLUMNS: Mapping[str, str] = {
+    "a": "Key of the candidate",
+    "b": "Key of the candidate that it is compared with",
+    "metric": "What is compared: `mae` in units of the target, or `auc`",
+    "score_a": "Mean of the metric over folds of the first",
+    "score_b": "Mean of the metric over folds of the second",
+    "difference": "How much better the first is: positive if it is better",
+    "low": "Lower limit of the 95 % interval of the difference",
+    "high": "Upper limit of it",
+    "t": "Corrected resampled t (Nadeau & Bengio 2003)",
+    "df": "Its degrees of freedom",
+    "p": "Its two-sided p",
+    "n_units": "Units that both predict",
+    "n_folds": "Folds, of all repeats, in which both could be scored",
+    "reason": "Why there is no interval; n/a where there is one",
+}
+
+
+def write_predictions(
+    result: Result, inventory: Inventory, output_dir: Path, label: str
+) -> tuple[Path, ...]:
+    """Publish what is reported of one target.
+
+    Parameters
+    ----------
+    result : Result
+        The target's predictions, scores and comparisons.
+    inventory : Inventory
+        What the features were read from.
+    output_dir : Path
+        Root of the dataset.
+    label : str
+        For the names of the files.
+
+    Returns
+    -------
+    tuple of Path
+        The files: predictions, scores, comparisons, page.
+    """
+    contents = {
+        "predictions": (_predictions_table(result, inventory), _prediction_columns(result)),
+        "prediction_scores": (_scores_table(result), _score_columns(result)),
+        "prediction_comparisons": (_comparisons_table(result), _COMPARISON_COLUMNS),
+    }
+    outputs = [
+        OutputFile(
+            dataset_path(output_dir, key, label), Table(table), _sidecar(result, key, described)
+        )
+        for key, (table, described) in contents.items()
+    ]
+    publish(outputs, fingerprint(result.settings))
+    page = dataset_path(output_dir, "prediction_page", label)
+    links = {output.path.name: output.path.name for output in outputs}
+    write_whole(page, Text(prediction_page(result, title=result.question.target.name, links=links)))
+    return (*(output.path for output in outputs), page)
+
+
+def _sidecar(
+    result: Result, key: str, described: Mapping[str, str | tuple[str, str]]
+) -> dict[str, Any]:
+    target = result.question.target
+    return {
+        "Description": dataset_products()[key].description,
+        "Target": target.name,
+        "TargetDescription": target.description,
+        "TargetUnits": target.units,
+        "TaskType": target.task,
+        "Classes": list(target.classes),
+        "Verdict": result.verdict,
+        "Warnings": [{"Code": c.code, "Text": c.text} for c in result.cautions],
+        "Headline": result.headline,
+        "Reference": result.reference,
+        "Candidates": {c.key: c.title for c in result.evaluation.candidates},
+        "PredictionSettings": dict(result.settings),
+        "SoftwareVersions": software_versions(),
+    } | columns(described)
+
+
+def unit_columns(units: tuple[Unit, ...]) -> dict[str, list[str]]:
+    """Return the columns that tell the unit of a row."""
+    table = {"participant_id": [f"sub-{unit.participant}" for unit in units]}
+    if any(unit.session for unit in units):
+        table["session_id"] = [f"ses-{unit.session}" if unit.session else "" for unit in units]
+    if any(unit.state for unit in units):
+        table["state"] = [unit.state for unit in units]
+    return table
+
+
+def _shown(result: Result) -> str:
+    """Return the candidate whose predictions are shown in full."""
+    return result.headline or result.reference or "mean"
+
+
+def _predictions_table(result: Result, inventory: Inventory) -> dict[str, Any]:
+    question, target = result.question, result.question.target
+    shown = result.evaluation.predictions[_shown(result)]
+    folds = result.evaluation.folds.assignment
+    table: dict[str, Any] = unit_columns(question.units)
+    table["label"] = _named(target, target.values)
+    table["fold"] = ["|".join(str(f) for f in own) if own[0] >= 0 else "" for own in folds.T]
+    table |= _predicted(target, shown)
+    if target.is_regression and _shown(result) in result.corrected:
+        table["bias_corrected"] = result.corrected[_shown(result)]
+    for key, predictions in result.evaluation.predictions.items():
+        table |= _of_candidate(target, key, predictions)
+    return table | _rests_on(question, inventory, result)
+
+
+def _predicted(target: Target, predictions: Predictions) -> dict[str, Any]:
+    means, shares = _all_means(predictions), averaged_training_mean(predictions)
+    if target.is_regression:
+        spread = _spread(predictions.out_of_fold)
+        return {
+            "predicted": means,
+            "predicted_sd": spread,
+            "residual": residuals(target, predictions),
+        }
+    overall = np.nanmean(shares, axis=0)
+    known = np.where(np.isfinite(shares), shares, overall)
+    codes = predicted_classes(means, known).astype(float)
+    table: dict[str, Any] = {"predicted": _named(target, np.where(codes >= 0, codes, np.nan))}
+    for index, name in enumerate(target.classes):
+        table[f"probability_{name}"] = means[:, index]
+    return table | {"residual": residuals(target, predictions)}
+
+
+def _of_candidate(target: Target, key: str, predictions: Predictions) -> dict[str, Any]:
+    means = _all_means(predictions)
+    if target.is_regression:
+        return {f"predicted_by_{key}": means}
+    shown = [1] if len(target.classes) == 2 else range(len(target.classes))
+    return {f"probability_{target.classes[i]}_by_{key}": means[:, i] for i in shown}
+
+
+def _all_means(predictions: Predictions) -> NDArray[np.float64]:
+    """Return out-of-fold predictions, mean over repeats, and those of the unlabelled."""
+    means = averaged(predictions)
+    return np.where(np.isfinite(means), means, predictions.unlabelled)
+
+
+def _spread(out_of_fold: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the standard deviation over repeats; NaN for fewer than two."""
+    known = np.isfinite(out_of_fold)
+    count = known.sum(axis=0)
+    mean = np.where(known, out_of_fold, 0).sum(axis=0) / np.maximum(count, 1)
+    squares = np.where(known, (out_of_fold - mean) ** 2, 0).sum(axis=0)
+    return np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)
+
+
+def _named(target: Target, values: NDArray[np.float64]) -> list[Any]:
+    """Return numbers, or the names of classes; n/a for NaN."""
+    if target.is_regression:
+        return values.tolist()
+    return [target.classes[int(v)] if math.isfinite(v) else "" for v in values]
+
+
+def _rests_on(question: Question, inventory: Inventory, result: Result) -> dict[str, Any]:
+    """Return which data the predictions of each unit rest on, and what to mind."""
+    runs = [inventory.of_unit(unit, BOLD) for unit in question.units]
+    scans = [inventory.of_unit(unit, DWI) for unit in question.units]
+    missing = ~np.isfinite(result.confounds.values)
+    warnings = []
+    for own, unknown in zip(zip(runs, scans, strict=True), missing, strict=True):
+        domains = {record.model_domain for records in own for record in records}
+        said = [
+            f"data {domain} for the model"
+            for domain in ("doubtful", "out of domain")
+            if domain in domains
+        ]
+        lacking = [n for n, lacks in zip(result.confounds.names, unknown, strict=True) if lacks]
+        said += [f"{name} unknown: mean of the training folds" for name in lacking]
+        warnings.append("; ".join(said))
+    kinds = {
+        key: np.isfinite(_all_means(p).reshape(len(question.units), -1)).any(axis=1)
+        for key, p in result.evaluation.predictions.items()
+    }
+    return {
+        "candidates": ["|".join(k for k, has in kinds.items() if has[i]) for i in range(len(runs))],
+        "n_runs": [len(own) for own in runs],
+        "n_scans": [len(own) for own in scans],
+        "warnings": warnings,
+    }
+
+
+def _scores_table(result: Result) -> dict[str, Any]:
+    rows = [("folds", scored) for scored in result.scored.values()]
+    rows += [("leave-site-out", scored) for scored in result.by_site.values()]
+    titles = {c.key: c.title for c in result.evaluation.candidates}
+    predictions = result.evaluation.predictions
+    table: dict[str, list[Any]] = {
+        "candidate": [scored.candidate for _, scored in rows],
+        "title": [titles[scored.candidate] for _, scored in rows],
+        "scheme": [scheme for scheme, _ in rows],
+        "n_units": [scored.n_units for _, scored in rows],
+    }
+    for name in metrics_of(result.question.target):
+        table[name] = [scored.scores[name] for _, scored in rows]
+        for side, part in enumerate(("low", "high")):
+            table[f"{name}_{part}"] = [scored.intervals[name][side] for _, scored in rows]
+    table["permutation_statistic"] = [
+        predictions[scored.candidate].null_statistic if scheme == "folds" else math.nan
+        for scheme, scored in rows
+    ]
+    table["p"] = [scored.p for _, scored in rows]
+    return table
+
+
+def _comparisons_table(result: Result) -> dict[str, Any]:
+    return {
+        name: [getattr(comparison, name) for comparison in result.comparisons]
+        for name in _COMPARISON_COLUMNS
+    }
+
+
+def _score_columns(result: Result) -> dict[str, str]:
+    described = {
+        "candidate": "Key of the candidate",
+        "title": "What it is",
+        "scheme": "`folds`, as settings say; or `leave-site-out`: each site by all others",
+        "n_units": "Units with a label that it predicts",
+    }
+    for name in metrics_of(result.question.target):
+        metric = METRICS[name]
+        described[name] = f"{metric.title}: {metric.description}; mean over repeats"
+        described[f"{name}_low"] = f"Lower limit of the 95 % bootstrap interval of {name}"
+        described[f"{name}_high"] = f"Upper limit of it for {name}"
+    return described | {
+        "permutation_statistic": "Statistic of the permutation test under the true labels: R2 of "
+        "numbers; of classes the area under the curve of the least-squares classifier",
+        "p": "Its permutation p-value",
+    }
+
+
+def _prediction_columns(result: Result) -> dict[str, str | tuple[str, str]]:
+    target = result.question.target
+    unit = target.units or "n/a"
+    shown = _shown(result)
+    titles = {c.key: c.title for c in result.evaluation.candidates}
+    described: dict[str, str | tuple[str, str]] = {
+        "participant_id": "The participant",
+        "session_id": "The session, where labels are of sessions",
+        "state": "The session or task that is told apart",
+        "label": "The true label, where there is one",
+        "fold": "Fold in which the unit was predicted, of each repeat",
+        "candidates": "Candidates that could predict the unit",
+        "n_runs": "BOLD runs that features of the unit come from",
+        "n_scans": "Diffusion scans that features of the unit come from",
+        "warnings": "What to mind of the unit",
+    }
+    by = f"by {shown} ({titles[shown]})"
+    if target.is_regression:
+        described |= {
+            "predicted": (f"Prediction {by}, mean over repeats", unit),
+            "predicted_sd": ("Its standard deviation over repeats", unit),
+            "residual": ("Label less prediction", unit),
+            "bias_corrected": (
+                "Prediction without regression to the mean, by a line that was fitted to other "
+                "folds; enters no score",
+                unit,
+            ),
+        }
+        for key, title in titles.items():
+            described[f"predicted_by_{key}"] = (f"Prediction by {title}", unit)
+        return described
+    described["predicted"] = f"Class predicted {by}: its probability over its share in training"
+    described["residual"] = "1 less the probability of the true class"
+    for name in target.classes:
+        described[f"probability_{name}"] = f"Probability of {name} {by}, mean over repeats"
+        for key, title in titles.items():
+            described[f"probability_{name}_by_{key}"] = f"Probability of {name} by {title}"
+    return described
+
+
+def write_applied(
+    target: Target,
+    units: tuple[Unit, ...],
+    predicted: Mapping[str, NDArray[np.float64]],
+    about: Mapping[str, Any],
+    output_dir: Path,
+) -> Path:
+    """Publish what predictors that were fitted elsewhere predict of everyone.
+
+    Parameters
+    ----------
+    target : Target
+        What is predicted; without labels.
+    units : tuple of Unit
+        N units.
+    predicted : mapping of str to ndarray
+        (N,) or (N, classes) by key of the candidate, the one that is shown first in front.
+    about : mapping
+        For the sidecar: where the predictors come from, and how good they were there.
+    output_dir : Path
+        Root of the dataset.
+
+    Returns
+    -------
+    Path
+    """
+    table: dict[str, Any] = unit_columns(units)
+    described: dict[str, str] = {"participant_id": "The participant"}
+    for key, values in predicted.items():
+        if target.is_regression:
+            table[f"predicted_by_{key}"] = values
+            described[f"predicted_by_{key}"] = f"{target.name}, predicted by {key}"
+            continue
+        for index, name in enumerate(target.classes):
+            table[f"probability_{name}_by_{key}"] = values[:, index]
+            described[f"probability_{name}_by_{key}"] = f"Probability of {name} by {key}"
+    document = {
+        "Description": dataset_products()["applied_predictions"].description,
+        "SoftwareVersions": software_versions(),
+        **_without_nan(about),
+    } | columns(described)
+    path = dataset_path(output_dir, "applied_predictions", target.name)
+    publish([OutputFile(path, Table(table), document)], fingerprint(document))
+    return path
+
+
+def _without_nan(value: Any) -> Any:
+    """Return a document with null for numbers that are not finite: JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

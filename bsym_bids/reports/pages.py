@@ -1,0 +1,50 @@
+"""Pages of HTML: one file each, with its style and figures inside, and nothing from elsewhere."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+FOLDER = Path(__file__).parents[1] / "data" / "reports"
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of ``data/reports``.
+
+    Parameters
+    ----------
+    template : str
+        Name of its file.
+    **values
+        What it needs. Text is escaped; `Markup` is not.
+
+    Returns
+    -------
+    str
+        A page of HTML.
+    """
+    style = Markup((FOLDER / "page.css").read_text("utf-8"))
+    return _environment().get_template(template).render(style=style, **values)
+
+
+def local_link(path: str) -> str:
+    """Return the address of a file, relative to the page: never of another place, or a script."""
+    return quote(path, safe="/")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["local_link"] = local_link
+    return environment

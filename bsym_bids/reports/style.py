@@ -1,0 +1,182 @@
+"""What all figures look like: colours, type, and how they get into files and pages.
+
+Colours are those of Okabe & Ito, which can be told apart without red or green cones. In pages,
+colours of figures are variables of the style sheet, so that figures are light or dark as the page.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from html import escape
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bsym_bids.outputs.publish import explained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Colours of Okabe & Ito that are dark enough for marks on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("solid", "dashed", "dashdot", "dotted")
+#: Of text and axes, of what stands back, of grids, and of the ground, in pages.
+INK, MUTED, GRID, PAPER = "#1B1F24", "#56606B", "#DDE1E6", "#FFFFFF"
+STYLE: Mapping[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "bsym-bids",  # the same figure is the same file
+}
+_PAGE_STYLE: Mapping[str, Any] = {
+    **STYLE,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "legend.fontsize": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.titlecolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "svg.fonttype": "none",  # text stays text, in the page's type
+}
+#: Variables of the style sheet by colour.
+_VARIABLES: Mapping[str, str] = {
+    INK.lower(): "ink",
+    MUTED.lower(): "muted",
+    GRID.lower(): "grid",
+    PAPER.lower(): "paper",
+    **dict(
+        zip(
+            (colour.lower() for colour in COLOURS),
+            ("blue", "vermillion", "green", "purple", "sky", "orange", "ink"),
+            strict=True,
+        )
+    ),
+}
+
+
+def load_matplotlib() -> Any:
+    """Import matplotlib without letting it write a list of fonts to the user's home."""
+    if "matplotlib.font_manager" not in sys.modules and "MPLCONFIGDIR" not in os.environ:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["MPLCONFIGDIR"] = folder
+            try:
+                import matplotlib.font_manager
+
+                matplotlib.get_configdir()  # is remembered, as is the cache's folder
+            finally:
+                del os.environ["MPLCONFIGDIR"]
+    import matplotlib
+
+    return matplotlib
+
+
+@contextmanager
+def figure_file(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """Yield a figure of a size in inches that is written when the block ends.
+
+    Parameters
+    ----------
+    path : Path
+        An SVG or PNG.
+    size : tuple of float
+        Width and height.
+    """
+    matplotlib = load_matplotlib()
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(dict(STYLE)):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        with explained(path):
+            figure.savefig(path, dpi=150, metadata=metadata)
+
+
+def inline_svg(
+    draw: Callable[[Figure], None], size: tuple[float, float], *, name: str, label: str
+) -> str:
+    """Return a figure as an element of a page that has the style sheet of `pages`.
+
+    Parameters
+    ----------
+    draw : callable
+        Draws onto the empty figure that it is given.
+    size : tuple of float
+        Width and height in inches, at which the type is 10 pt.
+    name : str
+        Different for each figure of a page.
+    label : str
+        What the figure shows, for those who cannot see it.
+
+    Returns
+    -------
+    str
+        An ``svg`` element with ``role="img"``. Names of units and classes in it are escaped.
+    """
+    matplotlib = load_matplotlib()
+    from matplotlib.figure import Figure
+
+    buffer = StringIO()
+    with matplotlib.rc_context(dict(_PAGE_STYLE)), warnings.catch_warnings():
+        # Type is the browser's: that matplotlib's own lacks a letter does not matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _themed(buffer.getvalue(), name, label)
+
+
+def _themed(svg: str, name: str, label: str) -> str:
+    """Turn a file of matplotlib into an element of a page."""
+    root = re.search(r"<svg[^>]*>", svg)
+    assert root is not None
+    view = re.search(r'viewBox="[^"]*"', root[0])
+    width = re.search(r'width="([\d.]+)pt"', root[0])
+    assert view is not None and width is not None
+    body = svg[root.end() : svg.rindex("</svg>")]
+    # The style is for all elements of the page that it is in; the page has its own.
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
+    body = re.sub(r"<[^>]*>", lambda tag: _themed_tag(tag[0], name, used), body)
+    body = re.sub(r">\s+<", "><", body)
+    # On narrow screens, figures scroll: smaller type could not be read.
+    pixels = round(float(width[1]) * 96 / 72)
+    return (
+        f'<svg class="chart" role="img" aria-label="{escape(label)}" {view[0]} '
+        f'style="max-width: {pixels}px; min-width: {round(0.7 * pixels)}px">{body}</svg>'
+    )
+
+
+def _themed_tag(tag: str, name: str, used: set[str]) -> str:
+    tag = re.sub(
+        r' id="([^"]*)"', lambda own: f' id="{name}-{own[1]}"' if own[1] in used else "", tag
+    )
+    tag = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', tag)
+    tag = tag.replace("url(#", f"url(#{name}-")
+    tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
+    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
+    return re.sub(r"#[0-9a-fA-F]{6}\b", lambda colour: _variable(colour[0]), tag)
+
+
+def _variable(colour: str) -> str:
+    known = _VARIABLES.get(colour.lower())
+    return f"var(--{known})" if known else colour

@@ -1,0 +1,142 @@
+"""Cohorts in which it is known what predicts a label: what is found must be that."""
+
+import numpy as np
+import pytest
+from known_cohorts import evaluated, known_cohort
+from scipy.stats import binom
+
+from bsym_bids.prediction.cautions import Circumstances, warnings_for
+from bsym_bids.prediction.comparisons import compare
+from bsym_bids.prediction.folds import BOTH, make_folds, permuted_labels
+from bsym_bids.prediction.linear import predict_linear
+from bsym_bids.prediction.nuisance import no_confounds
+from bsym_bids.prediction.records import Target
+from bsym_bids.prediction.scores import assess, permutation_p
+from bsym_bids.prediction.verdict import verdict
+
+
+def assessed(target, evaluation, cohort):
+    return {
+        key: assess(target, found, cohort.groups, 200, np.random.default_rng(0))
+        for key, found in evaluation.predictions.items()
+    }
+
+
+def compared(target, evaluation, *bases):
+    found = evaluation.predictions
+    return [
+        compare(target, found[key], found[base], evaluation.folds)
+        for base in bases
+        for key in found
+        if key != base
+    ]
+
+
+@pytest.fixture(scope="module")
+def only_fc():
+    return evaluated("fc", 150)
+
+
+@pytest.fixture(scope="module")
+def motion():
+    return evaluated("motion", 150)
+
+
+def test_signal_in_fc_alone(only_fc):
+    target, evaluation, cohort = only_fc
+    scored = assessed(target, evaluation, cohort)
+    assert scored["fc"].scores["r2"] > 0.25
+    assert scored["fc"].p < 0.02
+    assert scored["sc"].scores["r2"] < 0.05
+    assert scored["bs_structural"].scores["r2"] < 0.05
+    assert scored["sc"].p > 0.02
+    assert scored["fc"].scores["mae"] < scored["mean"].scores["mae"] - 2  # years
+
+
+def test_signal_in_sc_alone():
+    target, evaluation, cohort = evaluated("sc", 150)
+    scored = assessed(target, evaluation, cohort)
+    assert scored["sc"].scores["r2"] > 0.25
+    assert scored["fc"].scores["r2"] < 0.05
+    assert scored["bs_functional"].scores["r2"] < 0.05
+
+
+def test_signal_in_both_is_more_in_both():
+    target, evaluation, cohort = evaluated("both", 250, permutations=0)
+    scored = assessed(target, evaluation, cohort)
+    both = scored["fc_sc"].scores["r2"]
+    assert both > scored["fc"].scores["r2"] + 0.03
+    assert both > scored["sc"].scores["r2"] + 0.03
+
+
+def test_confounds_win_where_motion_carries_the_label(motion):
+    target, evaluation, cohort = motion
+    scored = assessed(target, evaluation, cohort)
+    brain = ("fc", "sc", "bs_functional", "bs_structural", "fc_bs", "fc_sc", "bs_concatenated")
+    best = max(scored[key].scores["r2"] for key in brain)
+    assert scored["confounds"].scores["r2"] > best + 0.1
+    comparisons = compared(target, evaluation, "fc", "confounds")
+    said = verdict(target, scored, comparisons)
+    assert "onfounds alone" in said
+    circumstances = Circumstances([unit.participant for unit in cohort.units])
+    codes = {c.code for c in warnings_for(target, scored, comparisons, circumstances)}
+    assert "confounds" in codes
+
+
+def test_without_regression_of_confounds_motion_passes_for_brain(motion):
+    target, evaluation, _ = motion
+    _, _, cohort = known_cohort("motion", 150, kinds=("fc",))
+    folds = evaluation.folds
+    raw, _ = predict_linear(
+        "fc", cohort.kernels["fc"], target, folds, no_confounds(150), np.empty((150, 0))
+    )
+    rng = np.random.default_rng(0)
+    without = assess(target, raw, cohort.groups, 0, rng).scores["r2"]
+    with_regression = assess(target, evaluation.predictions["fc"], cohort.groups, 0, rng).scores[
+        "r2"
+    ]
+    assert without > 0.2
+    assert with_regression < without - 0.15
+
+
+def test_families_on_both_sides_of_a_split_leak_and_grouping_ends_it():
+    scores = {}
+    for groups in (None, "family"):
+        target, evaluation, cohort = evaluated(
+            "families", 120, kinds=("fc",), groups=groups, permutations=0
+        )
+        scores[groups] = assessed(target, evaluation, cohort)["fc"].scores["r2"]
+    assert scores[None] > 0.2
+    assert scores["family"] < 0.1
+
+
+def test_classes_are_told_apart():
+    target, evaluation, cohort = evaluated("sex", 200, kinds=("fc", "sc"))
+    scored = assessed(target, evaluation, cohort)
+    assert scored["fc"].scores["auc"] > 0.7
+    assert scored["fc"].p < 0.02
+    assert abs(scored["sc"].scores["auc"] - 0.5) < 0.15
+    assert scored["mean"].scores["auc"] == 0.5
+
+
+@pytest.mark.parametrize("label", ["age", "sex"])
+def test_the_permutation_test_keeps_its_level(label):
+    """Nothing predicts anything: p is below 0.05 in 5 % of 200 cohorts, give or take."""
+    n, below, repeats = 40, 0, 200
+    rng = np.random.default_rng(11)
+    _, target, cohort = known_cohort("none", n, kinds=("fc",), confounds=())
+    for repeat in range(repeats):
+        # Independent of the features: a new null for the price of a permutation.
+        values = rng.permutation(target.values)
+        if label == "sex":
+            values = (values > np.median(values)).astype(float)
+            kind, classes = "classification", ("F", "M")
+        else:
+            kind, classes = "regression", ()
+        own = Target(label, kind, values, classes)
+        folds = make_folds(own, cohort.groups, n_folds=5, n_repeats=1, seed=repeat)
+        permuted = permuted_labels(own.values, cohort.groups, BOTH, 99, rng)
+        found, _ = predict_linear("fc", cohort.kernels["fc"], own, folds, no_confounds(n), permuted)
+        below += permutation_p(found.null_statistic, found.null_scores) <= 0.05
+    low, high = binom.interval(0.999, repeats, 0.05)
+    assert low <= below <= high

@@ -1,0 +1,158 @@
+"""The group level: what the outputs of all participants say together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from bsym_bids.config import RunConfig
+from bsym_bids.errors import BsymError, InputMissingError, NothingSelectedError
+from bsym_bids.inputs import Selection
+from bsym_bids.outputs.dataset import check_location, describe_dataset, make_writable
+from bsym_bids.prediction.inventory import Inventory, take_inventory
+from bsym_bids.summary import Outcome, exit_code, print_summary, write_summary
+from bsym_bids.workflows.invocation import (
+    memory_of,
+    processes_of,
+    run_log,
+    set_up_console,
+    set_up_libraries,
+)
+
+LOGGER = logging.getLogger("bsym_bids")
+#: Folder in the work folder that the group level keeps what it has read in.
+WORK = "group"
+
+
+def run_group_level(config: RunConfig) -> int:
+    """Run the group level and return its exit code.
+
+    It reads the outputs of the participant level and the phenotype tables, nothing else, and leaves
+    everything as it is that is there already.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What is asked for. Without a request, the maps of the cohort are made.
+
+    Returns
+    -------
+    int
+        0; of cohort scaling, what `bsym_bids.summary.exit_code` says of the runs.
+
+    Raises
+    ------
+    BsymError
+        Whatever keeps the level from its work.
+    """
+    config = config.with_absolute_paths()
+    set_up_libraries(config.scratch, threads=processes_of(config))
+    set_up_console(config.verbose)
+    check_location(config.bids_dir, config.output_dir, config.scratch)
+    if not config.bids_dir.is_dir():
+        raise InputMissingError(f"{config.bids_dir}: no such folder")
+    inventory = _inventory(config)
+    if config.dry_run:
+        _print_plan(config, inventory)
+        return 0
+    make_writable(config.output_dir)
+    make_writable(config.scratch / WORK)
+    describe_dataset(config.output_dir, {"raw": config.bids_dir})
+    with run_log(config) as run_id:
+        outcomes: Sequence[Outcome] = ()
+        if config.scaling == "cohort":
+            outcomes = _scale(config, run_id)
+            inventory = _inventory(config)  # with what is there now
+        _answer(config, inventory)
+    return exit_code(outcomes)
+
+
+def _inventory(config: RunConfig) -> Inventory:
+    """Return what the participant level has written."""
+    if not config.output_dir.is_dir():
+        raise InputMissingError(
+            f"{config.output_dir}: no such folder",
+            hint=f"process the participants first: bsym-bids {config.bids_dir} "
+            f"{config.output_dir} participant",
+        )
+    scaled = config.scaling == "cohort" and not config.dry_run
+    inventory = take_inventory(config.output_dir, Selection.of(config), cohort_scaled=scaled)
+    if not inventory.records:
+        raise NothingSelectedError(
+            f"{config.output_dir}: holds no complete outputs of any participant",
+            hint="process the participants first, and see its summary under logs/",
+        )
+    return inventory
+
+
+def _print_plan(config: RunConfig, inventory: Inventory) -> None:
+    """Say what there is, and what would be done with it."""
+    print(f"{len(inventory.participants)} participant(s) with outputs in {inventory.output_dir}")
+    for modality in ("bold", "dwi"):
+        records = inventory.of_modality(modality)
+        people = {record.participant for record in records}
+        print(f"  {modality}: {len(records)} of {len(people)} participant(s)")
+    for request in ("predict", "state", "contrast"):
+        if labels := getattr(config, request):
+            print(f"{request}: {', '.join(labels)}")
+    if config.apply_head:
+        print(f"apply: {config.apply_head}")
+
+
+def _scale(config: RunConfig, run_id: str) -> Sequence[Outcome]:
+    """Embed everyone anew under cohort scaling."""
+    from bsym_bids.cohort.reembedding import run_cohort_scaling
+    from bsym_bids.model.weights import default_model_name, resolve_release
+
+    release = resolve_release(config.model or default_model_name(), model_dir=config.model_dir)
+    result = run_cohort_scaling(
+        config.output_dir,
+        release,
+        model_tr=config.model_tr,
+        window_step=config.window_step,
+        seed=config.seed,
+        n_workers=processes_of(config),
+        memory_gb=memory_of(config),
+        work_dir=config.scratch / WORK,
+        say=LOGGER.info,
+    )
+    print_summary(result.outcomes, config.output_dir)
+    write_summary(result.outcomes, config.output_dir / "logs" / f"{run_id}_summary.tsv")
+    return result.outcomes
+
+
+def _answer(config: RunConfig, inventory: Inventory) -> None:
+    """Do what was asked for; without a request, map the cohort."""
+    from bsym_bids.cohort.maps import map_cohort, map_contrast
+    from bsym_bids.prediction.store import FILE_NAME, FeatureStore
+    from bsym_bids.prediction.study import Study
+
+    work, n_workers = config.scratch / WORK, processes_of(config)
+    random = {"n_permutations": config.permutations, "seed": config.seed}
+    for label in config.contrast:
+        _tell(map_contrast(label, inventory, **random))
+    if config.predict or config.state or config.apply_head:
+        study = Study.of(config, inventory, work, n_workers)
+        failures: list[BsymError] = []
+        if config.apply_head:
+            _tell(study.apply(config.apply_head))
+        if config.state:
+            _tell(study.tell_states(config.state))
+        for column in config.predict:
+            try:
+                _tell(study.predict(column))
+            except BsymError as error:  # one bad column does not stop the others
+                failures.append(error)
+        if failures:
+            for error in failures[:-1]:
+                LOGGER.error("%s %s", error, error.hint)
+            raise failures[-1]
+    elif not config.contrast and config.scaling != "cohort":
+        store = FeatureStore(work / FILE_NAME, inventory.output_dir)
+        _tell(map_cohort(inventory, store, n_workers=n_workers, **random))
+
+
+def _tell(lines: Sequence[str | Path]) -> None:
+    for line in lines:
+        print(line)
