@@ -62,7 +62,7 @@ def run_group_level(config: RunConfig) -> int:
     with run_log(config) as run_id:
         outcomes: Sequence[Outcome] = ()
         if config.scaling == "cohort":
-            outcomes = _scale(config, run_id)
+            outcomes = _scale(config, str(inventory.model.get("Name", "")), run_id)
             inventory = _inventory(config)  # with what is there now
         _answer(config, inventory)
     return exit_code(outcomes)
@@ -100,12 +100,13 @@ def _print_plan(config: RunConfig, inventory: Inventory) -> None:
         print(f"apply: {config.apply_head}")
 
 
-def _scale(config: RunConfig, run_id: str) -> Sequence[Outcome]:
-    """Embed everyone anew under cohort scaling."""
+def _scale(config: RunConfig, model: str, run_id: str) -> Sequence[Outcome]:
+    """Embed everyone anew under cohort scaling, by the model of the outputs if none is named."""
     from bsym_bids.cohort.reembedding import run_cohort_scaling
     from bsym_bids.model.weights import default_model_name, resolve_release
 
-    release = resolve_release(config.model or default_model_name(), model_dir=config.model_dir)
+    name = config.model or model or default_model_name()
+    release = resolve_release(name, model_dir=config.model_dir)
     result = run_cohort_scaling(
         config.output_dir,
         release,

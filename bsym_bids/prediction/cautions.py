@@ -36,6 +36,8 @@ IMBALANCE = 4.0
 ASSOCIATION, SITE_UNITS = 0.1, 5
 #: Slopes of calibration between are close to 1.
 CALIBRATED = (0.8, 1.25)
+#: Of more candidates a warning gives the names alone.
+_LISTED = 3
 #: Share of participants with labels of the Human Connectome Project that makes a dataset its own.
 _SHARE_OF_LABELS = 0.5
 _HCP_LABEL = re.compile(r"\d{6}|HC[AD]\d{7}", re.IGNORECASE)
@@ -284,7 +286,10 @@ def _chance(target: Target, results: Mapping[str, Scored]) -> Caution | None:
             failing.append(key)
     if not failing:
         return None
-    said = "; ".join(f"{title_of(key)}, {say_score(target, results[key])}" for key in failing)
+    if len(failing) > _LISTED:  # the table has their scores
+        said = ", ".join(title_of(key) for key in failing)
+    else:
+        said = "; ".join(f"{title_of(key)}, {say_score(target, results[key])}" for key in failing)
     numbers = {key: results[key].p for key in failing}
     text = f"{target.name}: not better than chance: {said}"
     return Caution("chance", text, numbers)

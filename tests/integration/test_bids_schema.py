@@ -90,12 +90,22 @@ def test_every_product_of_the_dataset_is_accepted(tmp_path, schema):
         "desc-labx1edges_qc.tsv",
         "desc-labx1networks_qc.tsv",
         "desc-cohortscaling_qc.tsv",
+        "desc-labx1_predictions.tsv",
+        "desc-labx1scores_predictions.tsv",
+        "desc-labx1comparisons_predictions.tsv",
+        "desc-labx1_predictions.html",
+        "desc-labx1applied_predictions.tsv",
+        "desc-identification_stat.tsv",
+        "desc-reliability_stat.tsv",
+        "desc-labx1_stat.tsv",
+        "desc-labx1_figure.svg",
+        "desc-labx1mean_relmat.tsv",
     ]
     assert errors(dataset(tmp_path, names), schema) == set()
 
 
 @pytest.mark.parametrize(
-    "name", ["desc-x_qc.tsv", "desc-xedges_qc.npz", "desc-edges_embedding.tsv"]
+    "name", ["desc-x_qc.tsv", "desc-xedges_qc.npz", "desc-edges_embedding.tsv", "desc-x_relmat.tsv"]
 )
 def test_other_names_at_the_root_are_refused(tmp_path, schema, name):
     assert f"/{name}" in errors(dataset(tmp_path, [tmp_path / name]), schema)

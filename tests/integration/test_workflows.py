@@ -15,7 +15,7 @@ from bsym_bids.config import RunConfig
 from bsym_bids.inputs import BoldRun, Derivatives, Participant, Plan
 from bsym_bids.jobs import RunJob, ScanJob, Settings, jobs_of
 from bsym_bids.model.weights import resolve_release
-from bsym_bids.workflows import participant
+from bsym_bids.workflows import invocation, participant
 from bsym_bids.workflows.base import (
     crash_folder,
     init_participant_wf,
@@ -267,10 +267,10 @@ def test_processes_and_memory_reach_the_plugin(tmp_path):
 
 
 def test_processes_and_memory_of_the_machine_are_the_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(participant.os, "sched_getaffinity", lambda _: {0, 1, 5})
+    monkeypatch.setattr(invocation.os, "sched_getaffinity", lambda _: {0, 1, 5})
     memory = type("memory", (), {"total": 10 * 10**9})
-    monkeypatch.setattr(participant.psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(participant.Path, "is_file", lambda _: False)  # no limit of a container
+    monkeypatch.setattr(invocation.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(invocation.Path, "is_file", lambda _: False)  # no limit of a container
     choice = participant._plugin(RunConfig(tmp_path, tmp_path, "participant"))
     assert choice.arguments["n_procs"] == 3
     assert choice.arguments["memory_gb"] == pytest.approx(9.0)
@@ -279,8 +279,8 @@ def test_processes_and_memory_of_the_machine_are_the_default(tmp_path, monkeypat
 @pytest.mark.parametrize(("limit", "expected"), [("4000000000", 3.6), ("max", 9.0)])
 def test_memory_of_a_container_counts(tmp_path, monkeypatch, limit, expected):
     memory = type("memory", (), {"total": 10 * 10**9})
-    monkeypatch.setattr(participant.psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(participant.Path, "is_file", lambda _: True)
-    monkeypatch.setattr(participant.Path, "read_text", lambda _: f"{limit}\n")
+    monkeypatch.setattr(invocation.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(invocation.Path, "is_file", lambda _: True)
+    monkeypatch.setattr(invocation.Path, "read_text", lambda _: f"{limit}\n")
     config = RunConfig(tmp_path, tmp_path, "participant")
-    assert participant._memory_gb(config) == pytest.approx(expected)
+    assert invocation.memory_of(config) == pytest.approx(expected)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from bsym_bids.cli import build_parser, main, parse_config
-from bsym_bids.config import CALL_FIELDS, RunConfig, read_toml, write_toml
+from bsym_bids.config import CALL_FIELDS, GROUP_FIELDS, RunConfig, read_toml, write_toml
 from bsym_bids.errors import InputMissingError, UsageError
 
 CALL = ["in", "out", "participant"]
@@ -52,6 +52,21 @@ OPTIONS = {
     "skip_bids_validation": (["--skip-bids-validation"], True),
     "stop_on_first_crash": (["--stop-on-first-crash"], True),
     "dry_run": (["--dry-run"], True),
+    "predict": (["--predict", "age", "sex"], ("age", "sex")),
+    "state": (["--state", "ses-a", "ses-b"], ("ses-a", "ses-b")),
+    "contrast": (["--contrast", "ses-a-ses-b"], ("ses-a-ses-b",)),
+    "task_type": (["--task-type", "regression"], "regression"),
+    "features": (["--features", "fc", "sc"], ("fc", "sc")),
+    "folds": (["--folds", "4"], 4),
+    "repeats": (["--repeats", "2"], 2),
+    "permutations": (["--permutations", "10"], 10),
+    "bootstrap": (["--bootstrap", "20"], 20),
+    "group_by": (["--group-by", "family"], "family"),
+    "confounds": (["--confounds", "fd_mean"], ("fd_mean",)),
+    "harmonize": (["--harmonize", "combat"], "combat"),
+    "site": (["--site", "scanner"], "scanner"),
+    "save_head": (["--predict", "age", "--save-head", "h.npz"], Path("h.npz")),
+    "apply_head": (["--apply-head", "h.npz"], Path("h.npz")),
     "seed": (["--seed", "7"], 7),
     "verbose": (["-vv"], 2),
 }
@@ -67,17 +82,21 @@ def test_every_setting_has_an_option_and_every_option_a_setting():
 @pytest.mark.parametrize("name", OPTIONS)
 def test_option_reaches_its_setting(name):
     arguments, expected = OPTIONS[name]
-    config = parse_config([*CALL, *arguments])
+    level = "group" if name in GROUP_FIELDS else "participant"
+    config = parse_config([*CALL[:2], level, *arguments])
     assert getattr(config, name) == expected
-    default = RunConfig(Path("in"), Path("out"), "participant")
+    default = RunConfig(Path("in"), Path("out"), level)
     assert getattr(default, name) != expected
-    unchanged = {f.name for f in fields(RunConfig)} - {name}
+    # A head is kept of what is predicted, so that neither goes alone.
+    together = {"predict"} if name == "save_head" else set()
+    unchanged = {f.name for f in fields(RunConfig)} - {name} - together
     assert all(getattr(config, other) == getattr(default, other) for other in unchanged)
 
 
 # Options that contradict each other.
 EITHER = {"reliability", "max_streamlines", "task_id", "run_id"}
-OR = {"streamlines", "modalities"}
+EITHER |= {"state", "apply_head", "harmonize"}
+OR = {"streamlines", "modalities", "state", "apply_head", "save_head"}
 
 
 @pytest.mark.parametrize("without", [EITHER, OR])
@@ -85,9 +104,10 @@ def test_written_settings_repeat_the_run(tmp_path, without):
     arguments = [
         word for name, (words, _) in OPTIONS.items() if name not in without for word in words
     ]
-    config = parse_config([*CALL, *arguments])
+    call = [*CALL[:2], "group"]
+    config = parse_config([*call, *arguments])
     write_toml(config, tmp_path / "run.toml")
-    assert parse_config([*CALL, "--config", str(tmp_path / "run.toml")]) == config
+    assert parse_config([*call, "--config", str(tmp_path / "run.toml")]) == config
 
 
 def test_labels_in_a_file_may_carry_their_prefixes(tmp_path):
@@ -224,9 +244,26 @@ def test_files_that_may_be_names_hold_in_any_folder(tmp_path, monkeypatch, name)
         assert getattr(config, name) == absolute
 
 
-def test_group_level_says_not_yet(capsys):
-    assert main(["in", "out", "group"]) == 64
-    assert "not available yet" in capsys.readouterr().err
+def test_group_level_needs_outputs(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "group"]) == 66
+    assert "process the participants first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--predict", "age", "--state", "ses-a", "ses-b"], "exclude each other"),
+        (["--predict", "age", "--apply-head", "h.npz"], "exclude each other"),
+        (["--save-head", "h.npz"], "none are fitted"),
+        (["--state", "ses-a"], "at least two labels"),
+        (["--predict", "age", "--confounds", "none", "age"], "goes with no others"),
+        (["--predict", "age", "--save-head", "h", "--harmonize", "combat"], "exclude each other"),
+    ],
+)
+def test_requests_that_contradict_each_other(arguments, said):
+    with pytest.raises(UsageError, match=said):
+        parse_config(["in", "out", "group", *arguments])
 
 
 def test_wrong_usage_exits_64():
