@@ -304,6 +304,7 @@ def closed_port():
 @pytest.mark.parametrize(
     ("source", "words"),
     [(closed_port(), "Connection refused"), ("http://weights.invalid", "weights.invalid")],
+    ids=["a closed port", "no such host"],
 )
 def test_no_network_names_the_ways_out(home, source, words):
     started = time.monotonic()
