@@ -192,11 +192,15 @@ class Study:
         )
 
     def _scores(self, question: Question, evaluation: Evaluation) -> dict[str, Scored]:
+        groups: Sequence[str] = question.groups
+        if self.config.group_by == self.config.site:
+            # A handful of sites cannot be resampled: the interval is for these sites.
+            groups = [unit.participant for unit in question.units]
         return {
             key: assess(
                 question.target,
                 found,
-                question.groups,
+                groups,
                 self.config.bootstrap,
                 np.random.default_rng([self.config.seed, 2]),
             )
