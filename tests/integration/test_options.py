@@ -210,9 +210,9 @@ def test_dry_run_tells_what_is_skipped_and_what_is_wrong(call, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["--participant-label", "01"]])
-def test_group_level_says_not_yet(call, tmp_path, arguments):
+def test_group_level_needs_outputs(call, tmp_path, arguments):
     code, _, err = call(*arguments, level="group")
-    assert code == 64 and "not available yet" in err and "hint" in err
+    assert code == 66 and "process the participants first" in err and "hint" in err
     assert not (tmp_path / "out").exists()
 
 
