@@ -218,6 +218,33 @@ def _predict_linear(
     )
 
 
+def without_confounds(
+    values: Embeddings, design: NDArray[np.float64], training: NDArray[np.bool_]
+) -> Embeddings:
+    """Take out of features what confounds explain of them in training.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (N, R, D)
+        NaN where a unit lacks a feature; there, it stays.
+    design : ndarray, shape (N, 1 + c)
+        Ones and the confounds, as `Confounds.design` returns them.
+    training : ndarray of bool, shape (N,)
+        Who trains.
+
+    Returns
+    -------
+    ndarray of float32, shape (N, R, D)
+    """
+    flat = values.reshape(len(values), -1)
+    known = np.isfinite(flat[training])
+    total = np.where(known, flat[training], 0).sum(axis=0, dtype=np.float64)
+    mean = total / np.maximum(known.sum(axis=0), 1)
+    coefficients = np.linalg.pinv(design[training]) @ np.where(known, flat[training], mean)
+    explained = design[:, 1:] @ coefficients[1:]
+    return (flat - explained).astype(np.float32).reshape(values.shape)
+
+
 def _predict_through_gate(
     key: str, target: Target, folds: Folds, cohort: Cohort, options: Options
 ) -> Predictions:
@@ -232,16 +259,20 @@ def _predict_through_gate(
     out_of_fold = np.full(means.shape, np.nan)
 
     def predicted(training: NDArray[np.bool_], rows: NDArray[np.bool_], seed: int) -> NDArray:
+        design = cohort.confounds.design(training)
+        first, second = (
+            without_confounds(values, design, training) for values in (functional, structural)
+        )
         head = fit_gate(
-            functional,
-            structural,
+            first,
+            second,
             target.values,
             training,
             cohort.groups,
             None if target.is_regression else len(target.classes),
             seed,
         )
-        return head.predict(functional[rows], structural[rows])
+        return head.predict(first[rows], second[rows])
 
     for repeat in range(min(options.gate_repeats, folds.n_repeats)):
         assignment = folds.assignment[repeat]
