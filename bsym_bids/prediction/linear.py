@@ -15,7 +15,7 @@ from bsym_bids.prediction.records import Folds, Predictions, Target
 from bsym_bids.prediction.ridge import Regression, fit_ridge, nested_ridge, residual_gram
 
 #: Permutations that are regressed at once: bounds the memory.
-_AT_ONCE = 500
+_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +87,11 @@ def predict_linear(
         found = logistic.nested_logistic(regression, target.values, len(target.classes))
         out_of_fold = found.values
     fit = _fit_all(regression, target, _overall(found.penalties))
+    known = None
+    if target.is_regression:
+        known = _r2(target.values[:, None], found.values, regression.members)
     statistic, null = _permutation_test(
-        replace(regression, penalties=ridge.PENALTIES), target, permuted
+        replace(regression, penalties=ridge.PENALTIES), target, permuted, known
     )
     members = regression.members
     unlabelled = kernel.present & ~target.labelled
@@ -182,12 +185,17 @@ def _on_rows(values: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np
 
 
 def _permutation_test(
-    regression: Regression, target: Target, permuted: NDArray[np.float64]
+    regression: Regression,
+    target: Target,
+    permuted: NDArray[np.float64],
+    known: NDArray[np.float64] | None,
 ) -> tuple[float, NDArray[np.float64]]:
-    """Return the statistic of the true labels, and of each column of permuted ones."""
+    """Return the statistic of the true labels (1,), if not known, and of each permutation."""
     if not permuted.shape[1]:
         return np.nan, np.empty(0)
-    true = _statistic(regression, target, target.values[:, None], np.float64)
+    true = known
+    if true is None:
+        true = _statistic(regression, target, target.values[:, None], np.float64)
     null = [
         _statistic(regression, target, permuted[:, start : start + _AT_ONCE], np.float32)
         for start in range(0, permuted.shape[1], _AT_ONCE)
@@ -205,10 +213,7 @@ def _statistic(
     members = regression.members
     if target.is_regression:
         centred = labels - labels[members].mean(axis=0)
-        found = nested_ridge(regression, centred.astype(precision)).values[:, members]
-        errors = (found - centred[members]) ** 2
-        total = (centred[members] ** 2).sum(axis=0)
-        return (1 - errors.sum(axis=1, dtype=np.float64) / total).mean(axis=0)
+        return _r2(centred, nested_ridge(regression, centred.astype(precision)).values, members)
     n_classes, columns = len(target.classes), labels.shape[1]
     coded = np.stack([logistic.indicators(column, n_classes) for column in labels.T], axis=1)
     flat = coded.reshape(len(labels), -1).astype(precision)
@@ -216,6 +221,16 @@ def _statistic(
     found = nested_ridge(regression, flat, outputs=outputs).values[:, members]
     areas = [area_under_curve(scores, flat[members] > 0) for scores in found]
     return np.mean(areas, axis=0).reshape(columns, outputs).mean(axis=1)
+
+
+def _r2(
+    labels: NDArray[np.float64], predicted: NDArray[np.floating], members: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return R2 of each column of labels (N, columns), mean over repeats of the predictions."""
+    own = labels[members]
+    errors = (predicted[:, members] - own) ** 2
+    total = ((own - own.mean(axis=0)) ** 2).sum(axis=0)
+    return (1 - errors.sum(axis=1, dtype=np.float64) / total).mean(axis=0)
 
 
 def area_under_curve(
