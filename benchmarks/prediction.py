@@ -28,6 +28,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from bsym_bids.prediction.evaluation import Cohort, Options, evaluate
 from bsym_bids.prediction.folds import make_folds, permuted_labels
@@ -177,9 +178,14 @@ class Deconfounder(TransformerMixin, BaseEstimator):
         self.n_confounds = n_confounds
 
     def fit(self, values, _=None):
-        """Regress the features on the confounds."""
+        """Regress the features on the confounds.
+
+        Standardised: LinearRegression drops directions below 1e-6 of the largest, which of motion
+        in millimetres beside a volume in cubic millimetres is the motion.
+        """
         width = values.shape[1] - self.n_confounds
-        self.regression_ = LinearRegression().fit(values[:, width:], values[:, :width])
+        self.regression_ = make_pipeline(StandardScaler(), LinearRegression())
+        self.regression_.fit(values[:, width:], values[:, :width])
         return self
 
     def transform(self, values):

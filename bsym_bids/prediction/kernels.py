@@ -65,9 +65,10 @@ class Kernel(ABC):
         The power of 2 keeps it, and what follows from it, the same in nearly all folds, although
         it is learned anew in each.
         """
-        used = np.flatnonzero(training & self.present)
-        inner = self.gram(training)[np.ix_(used, used)]
-        spread = np.trace(inner) / len(used) - inner.mean() if len(used) else 0.0
+        share = (training & self.present).astype(np.float64)
+        share /= max(share.sum(), 1)
+        inner = self.gram(training)
+        spread = inner.diagonal() @ share - share @ inner @ share
         return float(2.0 ** np.round(np.log2(spread))) if spread > 0 else 1.0
 
 

@@ -8,11 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from bsym_bids.prediction import logistic, ridge
+from bsym_bids.prediction import logistic
 from bsym_bids.prediction.kernels import Kernel
 from bsym_bids.prediction.nuisance import Confounds
 from bsym_bids.prediction.records import Folds, Predictions, Target
-from bsym_bids.prediction.ridge import Regression, fit_ridge, nested_ridge, residual_gram
+from bsym_bids.prediction.ridge import (
+    OutOfFold,
+    Regression,
+    fit_ridge,
+    nested_ridge,
+    nested_ridges,
+    residual_gram,
+)
 
 #: Permutations that are regressed at once: bounds the memory.
 _AT_ONCE = 1000
@@ -78,21 +85,13 @@ def predict_linear(
         What predicts the unlabelled.
     """
     regression = Regression(kernel, confounds, folds)
-    if target.is_regression:
-        labels = target.values[:, None]
-        found = nested_ridge(regression, labels)
-        out_of_fold = found.values[:, :, 0]
-    else:
+    found, statistic, null = _nested_ridge_and_null(regression, target, permuted)
+    out_of_fold = found.values[:, :, 0]
+    if not target.is_regression:
         regression = replace(regression, penalties=logistic.PENALTIES)
         found = logistic.nested_logistic(regression, target.values, len(target.classes))
         out_of_fold = found.values
     fit = _fit_all(regression, target, _overall(found.penalties))
-    known = None
-    if target.is_regression:
-        known = _r2(target.values[:, None], found.values, regression.members)
-    statistic, null = _permutation_test(
-        replace(regression, penalties=ridge.PENALTIES), target, permuted, known
-    )
     members = regression.members
     unlabelled = kernel.present & ~target.labelled
     return (
@@ -184,43 +183,67 @@ def _on_rows(values: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np
     return np.where(rows.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
 
 
-def _permutation_test(
-    regression: Regression,
-    target: Target,
-    permuted: NDArray[np.float64],
-    known: NDArray[np.float64] | None,
-) -> tuple[float, NDArray[np.float64]]:
-    """Return the statistic of the true labels (1,), if not known, and of each permutation."""
-    if not permuted.shape[1]:
-        return np.nan, np.empty(0)
-    true = known
-    if true is None:
-        true = _statistic(regression, target, target.values[:, None], np.float64)
-    null = [
-        _statistic(regression, target, permuted[:, start : start + _AT_ONCE], np.float32)
-        for start in range(0, permuted.shape[1], _AT_ONCE)
-    ]
-    return float(true[0]), np.concatenate(null)
+def _nested_ridge_and_null(
+    regression: Regression, target: Target, permuted: NDArray[np.float64]
+) -> tuple[OutOfFold, float, NDArray[np.float64]]:
+    """Predict the labels (N,) and permutations of them (N, permutations), all at once.
+
+    Returns
+    -------
+    OutOfFold
+        Of the true labels, or of the indicators of their classes.
+    statistic : float
+        R2 of the true labels, or the area under the ROC curve; NaN without permutations.
+    null : ndarray, shape (permutations,)
+        That of each permutation.
+    """
+    own = _columns(target, target.values[:, None])
+    outputs = own.shape[1]
+    parts = [permuted[:, at : at + _AT_ONCE] for at in range(0, permuted.shape[1], _AT_ONCE)]
+    found, null = None, [np.empty(0)]
+    for part in parts:
+        # In single precision: centred, so that no digits are lost.
+        shuffled = _columns(target, part - np.nanmean(part, axis=0) * target.is_regression)
+        shuffled = shuffled.astype(np.float32)
+        sets = [shuffled] if found else [shuffled, own]
+        nested = nested_ridges(regression, sets, outputs=outputs)
+        found = found or nested[1]
+        null.append(_statistics(regression, target, shuffled, nested[0].values))
+    if found is None:
+        return nested_ridge(regression, own, outputs=outputs), np.nan, np.empty(0)
+    statistic = _statistics(regression, target, own, found.values)[0]
+    return found, float(statistic), np.concatenate(null)
 
 
-def _statistic(
+def _columns(target: Target, labels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what is regressed: labels (N, k), or indicators of their classes side by side."""
+    if target.is_regression:
+        return labels
+    coded = [logistic.indicators(column, len(target.classes)) for column in labels.T]
+    return np.concatenate(coded, axis=1)
+
+
+def _statistics(
     regression: Regression,
     target: Target,
-    labels: NDArray[np.float64],
-    precision: type[np.floating],
+    columns: NDArray[np.floating],
+    predicted: NDArray[np.floating],
 ) -> NDArray[np.float64]:
-    """Return R2, or the area under the ROC curve, of each column of labels: mean over repeats."""
+    """Return R2, or the area under the ROC curve, of each set of labels: mean over repeats.
+
+    Parameters
+    ----------
+    columns : ndarray, shape (N, k * outputs)
+        As `_columns` returns them.
+    predicted : ndarray, shape (repeats, N, k * outputs)
+    """
     members = regression.members
     if target.is_regression:
-        centred = labels - labels[members].mean(axis=0)
-        return _r2(centred, nested_ridge(regression, centred.astype(precision)).values, members)
-    n_classes, columns = len(target.classes), labels.shape[1]
-    coded = np.stack([logistic.indicators(column, n_classes) for column in labels.T], axis=1)
-    flat = coded.reshape(len(labels), -1).astype(precision)
-    outputs = coded.shape[2]
-    found = nested_ridge(regression, flat, outputs=outputs).values[:, members]
-    areas = [area_under_curve(scores, flat[members] > 0) for scores in found]
-    return np.mean(areas, axis=0).reshape(columns, outputs).mean(axis=1)
+        return _r2(columns, predicted, members)
+    positive = columns[members] > 0
+    areas = np.mean([area_under_curve(one[members], positive) for one in predicted], axis=0)
+    outputs = 1 if len(target.classes) == 2 else len(target.classes)
+    return areas.reshape(-1, outputs).mean(axis=1)
 
 
 def _r2(

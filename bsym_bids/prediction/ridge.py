@@ -18,16 +18,19 @@ regression on the confounds alone predicts, plus the training mean. Hence it nee
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from bsym_bids.prediction.kernels import Kernel
+from bsym_bids.prediction.left_out import Fitted, Repeat, positive_inverse
 from bsym_bids.prediction.nuisance import Confounds
 from bsym_bids.prediction.records import Folds
+from bsym_bids.prediction.threads import Threads
 
 #: Penalties, as multiples of the mean squared distance of units from their mean (`Kernel.scale`).
 PENALTIES = tuple(float(10.0**power) for power in range(-3, 5))
@@ -100,26 +103,103 @@ def nested_ridge(
     -------
     OutOfFold
     """
+    return nested_ridges(regression, [labels], outputs=outputs)[0]
+
+
+def nested_ridges(
+    regression: Regression, labels: Sequence[NDArray[np.floating]], *, outputs: int = 1
+) -> list[OutOfFold]:
+    """Do `nested_ridge` for several sets of labels, in one pass, each in its own precision."""
     members = np.flatnonzero(regression.members)
-    n_repeats, n_folds = regression.folds.n_repeats, regression.folds.n_folds
-    columns = labels.shape[1]
-    values = np.full((n_repeats, len(labels), columns), np.nan, labels.dtype)
-    chosen = np.full((n_repeats, n_folds, columns // outputs), np.nan)
-    best = np.full(chosen.shape, np.inf)
-    for training, fits in by_matrix(regression):
-        # Strongest penalty first, so that of equals it is the one that stays.
-        for penalty in sorted(regression.penalties, reverse=True):
-            deletion = _Deletion.of(regression, training, members, penalty, labels)
-            for repeat, tested in fits.items():
-                folds = regression.folds.assignment[repeat][members]
-                for fold, error, predicted in deletion.nested(folds, tested, outputs):
-                    better = error < best[repeat, fold] * (1 - _TINY)
-                    best[repeat, fold][better] = error[better]
-                    chosen[repeat, fold][better] = penalty
-                    units = members[folds == fold]
-                    where = np.ix_(units, np.flatnonzero(np.repeat(better, outputs)))
-                    values[repeat][where] = predicted[:, np.repeat(better, outputs)]
-    return OutOfFold(values, chosen)
+    own = [columns[members] for columns in labels]
+    best = [_Best(regression.folds, columns, outputs) for columns in own]
+    with Threads() as threads:
+        for training, fits in by_matrix(regression):
+            design = regression.confounds.design(training)[members]
+            repeats = {
+                repeat: Repeat(regression.folds.assignment[repeat][members], tested, design, own)
+                for repeat, tested in fits.items()
+            }
+            for penalty, fitted in _fits(regression, training, members, design, own):
+                threads.each(partial(_improve, best, repeats, fitted, penalty), repeats)
+    return [found.out_of_fold(members, len(labels[0])) for found in best]
+
+
+def _fits(
+    regression: Regression,
+    training: NDArray[np.bool_],
+    members: NDArray[np.int64],
+    design: NDArray[np.float64],
+    labels: Sequence[NDArray[np.floating]],
+) -> Iterator[tuple[float, Fitted]]:
+    """Yield penalties and the fits to all members, of labels (n, columns).
+
+    The strongest comes first, so that of equals it is the one that stays.
+    """
+    inner = regression.kernel.gram(training)[np.ix_(members, members)]
+    scale = regression.kernel.scale(training)
+    for penalty in sorted(regression.penalties, reverse=True):
+        projection = _projection(inner, design, penalty * scale)
+        yield penalty, Fitted(projection, [projection.astype(y.dtype) @ y for y in labels])
+
+
+def _improve(
+    best: Sequence[_Best],
+    repeats: Mapping[int, Repeat],
+    fitted: Fitted,
+    penalty: float,
+    repeat: int,
+) -> None:
+    """Keep the predictions in a repeat where this penalty is better than those before."""
+    folds = repeats[repeat]
+    for fold, errors, predicted in folds.errors(fitted):
+        for found, error, values in zip(best, errors, predicted, strict=True):
+            found.improve((repeat, fold), folds.blocks[fold], error, values, penalty)
+
+
+class _Best:
+    """The predictions of the penalty with the least inner error, so far."""
+
+    def __init__(self, folds: Folds, labels: NDArray[np.floating], outputs: int) -> None:
+        self._values = np.full((folds.n_repeats, *labels.shape), np.nan, labels.dtype)
+        shape = (folds.n_repeats, folds.n_folds, labels.shape[1] // outputs)
+        self._penalties = np.full(shape, np.nan)
+        self._errors = np.full(self._penalties.shape, np.inf)
+        self._outputs = outputs
+
+    def improve(
+        self,
+        place: tuple[int, int],
+        units: NDArray[np.int64],
+        errors: NDArray[np.float64],
+        predicted: NDArray[np.floating],
+        penalty: float,
+    ) -> None:
+        """Keep the predictions of those columns whose inner error fell.
+
+        Parameters
+        ----------
+        place : tuple of int
+            Repeat and fold.
+        units : ndarray of int, shape (m,)
+            Members of the fold.
+        errors : ndarray, shape (columns,)
+        predicted : ndarray, shape (m, columns)
+        penalty : float
+        """
+        values = self._values[place[0]]
+        shared = errors.reshape(-1, self._outputs).sum(axis=1)
+        better = shared < self._errors[place] * (1 - _TINY)
+        self._errors[place][better] = shared[better]
+        self._penalties[place][better] = penalty
+        values[units] = np.where(np.repeat(better, self._outputs), predicted, values[units])
+
+    def out_of_fold(self, members: NDArray[np.int64], n_units: int) -> OutOfFold:
+        """Return the predictions of all units."""
+        n_repeats, _, columns = self._values.shape
+        values = np.full((n_repeats, n_units, columns), np.nan, self._values.dtype)
+        values[:, members] = self._values
+        return OutOfFold(values, self._penalties)
 
 
 def by_matrix(
@@ -141,112 +221,11 @@ def by_matrix(
     yield from found.values()
 
 
-@dataclass(frozen=True, eq=False)
-class _Deletion:
-    """Errors of units that are left out of one ridge regression.
-
-    Attributes
-    ----------
-    projection : ndarray, shape (n, n)
-        P of the module's formula.
-    residuals : ndarray, shape (n, columns)
-        P y.
-    labels : ndarray, shape (n, columns)
-        y.
-    design : ndarray, shape (n, q)
-        V.
-    """
-
-    projection: NDArray[np.floating]
-    residuals: NDArray[np.floating]
-    labels: NDArray[np.floating]
-    design: NDArray[np.float64]
-
-    @classmethod
-    def of(
-        cls,
-        regression: Regression,
-        training: NDArray[np.bool_],
-        members: NDArray[np.int64],
-        penalty: float,
-        labels: NDArray[np.floating],
-    ) -> _Deletion:
-        design = regression.confounds.design(training)[members]
-        inner = regression.kernel.gram(training)[np.ix_(members, members)]
-        projection = _projection(inner, design, penalty * regression.kernel.scale(training))
-        own = labels[members]
-        projection = projection.astype(own.dtype)
-        return cls(projection, projection @ own, own, design)
-
-    def nested(
-        self, folds: NDArray[np.int64], tested: Sequence[int], outputs: int
-    ) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.floating]]]:
-        """Yield fold, mean squared inner error (columns // outputs,) and prediction of its units.
-
-        Parameters
-        ----------
-        folds : ndarray of int, shape (n,)
-            Fold of each member.
-        tested : sequence of int
-            The outer folds that are wanted.
-        outputs : int
-            Columns that share their penalty.
-        """
-        names = np.unique(folds)
-        blocks = {int(name): np.flatnonzero(folds == name) for name in names}
-        confounds = _OnConfounds(self.design, self.labels, blocks)
-        for outer in tested:
-            block = blocks[outer]
-            inverse = np.linalg.inv(self.projection[np.ix_(block, block)])
-            left_out = inverse @ self.residuals[block]
-            total = np.zeros(self.labels.shape[1])
-            # Schur complements: the blocks of both folds, with the outer one eliminated.
-            others = self.residuals - self.projection[:, block] @ left_out
-            for inner, own in blocks.items():
-                if inner == outer:
-                    continue
-                across = self.projection[np.ix_(own, block)]
-                schur = self.projection[np.ix_(own, own)] - across @ inverse @ across.T
-                error = np.linalg.inv(schur) @ others[own]
-                error += confounds.predicted(own, (outer, inner)).astype(error.dtype)
-                total += np.einsum("ij,ij->j", error, error, dtype=np.float64)
-            count = len(folds) - len(block)
-            predicted = self.labels[block] - left_out
-            predicted -= confounds.predicted(block, (outer,)).astype(predicted.dtype)
-            shared = total.reshape(-1, outputs).sum(axis=1) / max(count * outputs, 1)
-            yield outer, shared, predicted
-
-
-class _OnConfounds:
-    """Predictions by ordinary least squares from the confounds alone, less the training mean."""
-
-    def __init__(
-        self,
-        design: NDArray[np.float64],
-        labels: NDArray[np.floating],
-        blocks: dict[int, NDArray[np.int64]],
-    ) -> None:
-        self._design = design
-        self._inner = {name: design[block].T @ design[block] for name, block in blocks.items()}
-        self._outer = {name: design[block].T @ labels[block] for name, block in blocks.items()}
-
-    def predicted(self, units: NDArray[np.int64], left_out: tuple[int, ...]) -> NDArray[np.float64]:
-        """Return (len(units), columns) for fits without some folds; 0 without confounds."""
-        if self._design.shape[1] == 1:
-            return np.zeros((1, 1))
-        kept = [name for name in self._inner if name not in left_out]
-        inner = np.sum([self._inner[name] for name in kept], axis=0)
-        outer = np.sum([self._outer[name] for name in kept], axis=0)
-        mean = outer[:1] / inner[0, 0]
-        return self._design[units] @ np.linalg.lstsq(inner, outer, rcond=None)[0] - mean
-
-
 def _projection(
     inner: NDArray[np.float64], design: NDArray[np.float64], penalty: float
 ) -> NDArray[np.float64]:
     """Return P of the module's formula."""
-    solver = cho_factor(inner + penalty * np.eye(len(inner)), lower=True, overwrite_a=True)
-    inverse = cho_solve(solver, np.eye(len(inner)), overwrite_b=True)
+    inverse = positive_inverse(inner + penalty * np.eye(len(inner)))
     weighted = inverse @ design
     return inverse - weighted @ np.linalg.solve(design.T @ weighted, weighted.T)
 

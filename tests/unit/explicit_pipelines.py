@@ -8,6 +8,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 
 class Deconfounder(TransformerMixin, BaseEstimator):
@@ -22,7 +23,9 @@ class Deconfounder(TransformerMixin, BaseEstimator):
 
     def fit(self, values, _=None):
         features, confounds = self._split(values)
-        self.regression_ = LinearRegression().fit(confounds, features)
+        # LinearRegression alone drops directions below 1e-6 of the largest: motion beside volume.
+        self.regression_ = make_pipeline(StandardScaler(), LinearRegression())
+        self.regression_.fit(confounds, features)
         return self
 
     def transform(self, values):

@@ -56,6 +56,24 @@ def test_ridge_equals_the_explicit_pipeline(gaps, width):
             assert found.penalties[repeat, fold, 0] == pytest.approx(penalty)
 
 
+def test_confounds_in_their_own_units_are_regressed_out():
+    # Motion in millimetres and a volume in cubic millimetres: 7 orders of magnitude apart.
+    features, confounds, labels = _data()
+    raw = confounds * [0.05, 1e5] + [0.15, 1.2e6]
+    target = Target("age", REGRESSION, labels)
+    regression = _regression(features, raw, target, ridge.PENALTIES, repeats=1)
+    found = nested_ridge(regression, labels[:, None])
+    expected, _ = explicit_predictions(
+        features,
+        raw,
+        labels,
+        regression.folds.assignment[0],
+        ridge.PENALTIES,
+        regression.kernel.scale,
+    )
+    np.testing.assert_allclose(found.values[0, :, 0], expected, atol=1e-8)
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_logistic_equals_the_explicit_pipeline(n_classes):
     features, confounds, scores = _data()
