@@ -17,6 +17,8 @@ It is an extrapolation, and printed as one.
 from __future__ import annotations
 
 import argparse
+import os
+import resource
 import sys
 import tempfile
 import time
@@ -85,8 +87,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     print(f"measured in full on both sides: {ratio:.0f} times as fast", flush=True)
     ours = measure(script, "ours", *size)
     print(
-        f"ours: {ours.seconds:.1f} s, {ours.megabytes / 1e3:.2f} GB peak: "
-        f"{arguments.participants} participants, {arguments.repeats} x {FOLDS} nested folds, "
+        f"ours: {ours.seconds:.1f} s: {arguments.participants} participants, "
+        f"{arguments.repeats} x {FOLDS} nested folds, "
         f"{arguments.permutations} permutations, all linear candidates",
         flush=True,
     )
@@ -138,9 +140,19 @@ def candidates(folder: Path) -> list[str]:
 
 def predict_all(arguments: argparse.Namespace) -> None:
     target, cohort = cohort_of(arguments.folder)
-    options = Options(FOLDS, arguments.repeats, arguments.permutations)
+    cores = len(os.sched_getaffinity(0))
+    options = Options(FOLDS, arguments.repeats, arguments.permutations, n_workers=cores)
     found = evaluate(target, cohort, options)
     assert set(candidates(arguments.folder)) <= set(found.predictions)
+    own, largest = (
+        resource.getrusage(who).ru_maxrss * 1024 / 1e9
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    print(
+        f"memory: at most {own + cores * largest:.2f} GB: {own:.2f} GB here and up to "
+        f"{largest:.2f} GB in each of {cores} processes",
+        file=sys.stderr,
+    )
 
 
 def compare_small(n: int, folder: Path) -> None:

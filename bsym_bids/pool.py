@@ -10,15 +10,18 @@ import ctypes
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import Any
+from typing import Any, TypeVar
 
 from bsym_bids.errors import MEMORY_HINT, BsymError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 #: What keeps libraries to one thread; read as they are loaded.
 _ONE_THREAD = (
@@ -30,10 +33,17 @@ _ONE_THREAD = (
 
 
 class Workers:
-    """A pool of single-threaded processes; see `workers`."""
+    """A pool of single-threaded processes; see `workers`.
 
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
+    Attributes
+    ----------
+    count : int
+        Processes at a time.
+    """
+
+    def __init__(self, pool: ProcessPoolExecutor, count: int) -> None:
         self._pool = pool
+        self.count = count
 
     def map(self, function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterator[Any]:
         """Yield the results in order, as the built-in ``map``.
@@ -43,13 +53,25 @@ class Workers:
         BsymError
             A worker was killed.
         """
-        try:
+        with _killed_explained():
             yield from self._pool.map(function, *arguments)
-        except BrokenProcessPool as error:
-            raise BsymError(
-                f"a worker process was killed (often: not enough memory): {error}",
-                hint=MEMORY_HINT,
-            ) from error
+
+    def stream(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield the results in order; only few items are taken ahead: they may be large.
+
+        Raises
+        ------
+        BsymError
+            A worker was killed.
+        """
+        running: deque[Future[Result]] = deque()
+        with _killed_explained():
+            for item in items:
+                running.append(self._pool.submit(function, item))
+                if len(running) > 2 * self.count:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in one of the processes and return what it returns."""
@@ -57,11 +79,21 @@ class Workers:
 
 
 @contextmanager
+def _killed_explained() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise BsymError(
+            f"a worker process was killed (often: not enough memory): {error}", hint=MEMORY_HINT
+        ) from error
+
+
+@contextmanager
 def workers(count: int) -> Iterator[Workers]:
     """Start up to ``count`` processes, which end with the block or with this process."""
     pool = start_processes(count)
     try:
-        yield Workers(pool)
+        yield Workers(pool, max(count, 1))
     except BaseException:
         stop_processes(pool)
         raise

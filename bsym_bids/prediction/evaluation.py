@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bsym_bids.pool import Workers, workers
 from bsym_bids.prediction.candidates import (
     CONFOUNDS,
     GATE,
@@ -24,6 +26,8 @@ from bsym_bids.prediction.nuisance import ConfoundKernel, Confounds, no_confound
 from bsym_bids.prediction.records import Folds, Predictions, Target, Unit
 
 LOGGER = logging.getLogger("bsym_bids")
+#: Labelled units from which on processes save more time than their start takes.
+_WORTH_PROCESSES = 300
 #: Features of the gate, as (N, ROIs, dimensions).
 Embeddings = NDArray[np.float32]
 
@@ -42,6 +46,8 @@ class Options:
         Of folds, permutations and the gate.
     gate_repeats : int
         Repeats in which the gate is trained: it takes minutes where the others take seconds.
+    n_workers : int
+        Processes for what takes long enough to be worth their start; 0 for none.
     """
 
     folds: int = 5
@@ -49,6 +55,7 @@ class Options:
     permutations: int = 1000
     seed: int = 0
     gate_repeats: int = 1
+    n_workers: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,17 +151,25 @@ def evaluate(
     )
     predictions: dict[str, Predictions] = {}
     fits: dict[str, Fit] = {}
-    for candidate in tried:
-        LOGGER.info("%s: %s", target.name, candidate.title)
-        if candidate.how == MEAN:
-            predictions[candidate.key] = predict_mean(target, folds)
-        elif candidate.how == GATE:
-            predictions[candidate.key] = _predict_through_gate(
-                candidate.key, target, folds, cohort, options
-            )
-        else:
-            found = _predict_linear(candidate, target, folds, cohort, permuted)
-            predictions[candidate.key], fits[candidate.key] = found
+    with _workers_for(target, options) as shared:
+        for candidate in tried:
+            LOGGER.info("%s: %s", target.name, candidate.title)
+            if candidate.how == MEAN:
+                predictions[candidate.key] = predict_mean(target, folds)
+            elif candidate.how == GATE:
+                predictions[candidate.key] = _predict_through_gate(
+                    candidate.key, target, folds, cohort, options
+                )
+            else:
+                predictions[candidate.key], fits[candidate.key] = predict_linear(
+                    candidate.key,
+                    kernel_of(candidate, cohort),
+                    target,
+                    folds,
+                    confounds_for(candidate, cohort),
+                    permuted,
+                    shared,
+                )
     return Evaluation(target, folds, tried, predictions, fits)
 
 
@@ -201,21 +216,11 @@ def _can_train(candidate: Candidate, cohort: Cohort, target: Target, folds: Fold
     return False
 
 
-def _predict_linear(
-    candidate: Candidate,
-    target: Target,
-    folds: Folds,
-    cohort: Cohort,
-    permuted: NDArray[np.float64],
-) -> tuple[Predictions, Fit]:
-    return predict_linear(
-        candidate.key,
-        kernel_of(candidate, cohort),
-        target,
-        folds,
-        confounds_for(candidate, cohort),
-        permuted,
-    )
+def _workers_for(target: Target, options: Options) -> AbstractContextManager[Workers | None]:
+    """Start processes, if there is enough for them to do."""
+    if options.n_workers < 2 or target.labelled.sum() < _WORTH_PROCESSES:
+        return nullcontext()
+    return workers(options.n_workers)
 
 
 def without_confounds(

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import lapack
-
-Block = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +38,8 @@ class Fitted:
 class Repeat:
     """One dealing of n members to folds, with the labels that are to be predicted.
 
+    Members are sorted by fold, so that blocks are views, not copies.
+
     Parameters
     ----------
     folds : ndarray of int, shape (n,)
@@ -59,20 +59,22 @@ class Repeat:
         design: NDArray[np.float64],
         labels: Sequence[NDArray[np.floating]],
     ) -> None:
-        self.blocks: dict[int, Block] = {
-            int(name): np.flatnonzero(folds == name) for name in np.unique(folds)
-        }
         self.tested = tuple(tested)
-        self._labels = labels
-        self._confounds = [_OnConfounds(design, own, self.blocks) for own in labels]
+        self._order = np.argsort(folds, kind="stable")
+        names, starts = np.unique(folds[self._order], return_index=True)
+        ends = [*starts[1:], len(folds)]
+        self._blocks: dict[int, slice] = {
+            int(name): slice(start, end)
+            for name, start, end in zip(names, starts, ends, strict=True)
+        }
+        self._labels = [own[self._order] for own in labels]
+        self._confounds = [
+            _OnConfounds(design[self._order], own, self._blocks) for own in self._labels
+        ]
 
-    @cached_property
-    def _pairs(self) -> list[tuple[int, int]]:
-        """Pairs of folds, the first of them tested."""
-        names = list(self.blocks)
-        pairs = [(i, j) for at, i in enumerate(names) for j in names[at + 1 :]]
-        ordered = [(i, j) if i in self.tested else (j, i) for i, j in pairs]
-        return [(i, j) for i, j in ordered if i in self.tested]
+    def labels_of(self, fold: int) -> list[NDArray[np.floating]]:
+        """Return each set of labels (m, columns) of a fold, in the order of the members."""
+        return [own[self._blocks[fold]] for own in self._labels]
 
     def errors(
         self, fitted: Fitted
@@ -89,79 +91,52 @@ class Repeat:
         fold : int
         errors : list of ndarray, shape (columns,)
             Sum of squared errors in the other folds, of each set of labels.
-        predicted : list of ndarray, shape (len(blocks[fold]), columns)
-            Of each set of labels.
+        predicted : list of ndarray, shape (m, columns)
+            Of each set of labels, as `labels_of`.
         """
-        sums = {name: [np.zeros(own.shape[1]) for own in self._labels] for name in self.tested}
-        inverses = {name: self._inverse(fitted, name) for name in self.tested}
-        outer = {
-            name: [
-                inverses[name].astype(own.dtype) @ own[self.blocks[name]]
-                for own in fitted.residuals
-            ]
-            for name in self.tested
+        projection = fitted.projection[np.ix_(self._order, self._order)]
+        sets = [residuals[self._order] for residuals in fitted.residuals]
+        inverses = {
+            name: positive_inverse(projection[block, block])
+            for name, block in self._blocks.items()
+            if name in self.tested
         }
-        for first, second in self._pairs:
-            pair = _Pair.of(
-                fitted.projection, inverses[first], self.blocks[first], self.blocks[second]
-            )
-            for at, residuals in enumerate(fitted.residuals):
+        alone = {
+            name: [inverse.astype(r.dtype) @ r[self._blocks[name]] for r in sets]
+            for name, inverse in inverses.items()
+        }
+        sums = {name: [np.zeros(r.shape[1]) for r in sets] for name in self.tested}
+        for first, second in self._pairs():
+            i, j = self._blocks[first], self._blocks[second]
+            carried = inverses[first] @ projection[i, j]
+            inverse = positive_inverse(projection[j, j] - projection[j, i] @ carried)
+            for at, r in enumerate(sets):
+                m = carried.astype(r.dtype)
+                of_second = inverse.astype(r.dtype) @ (r[j] - m.T @ r[i])
                 confounds = self._confounds[at]
-                of_second = pair.error_of_second(residuals)
                 if second in self.tested:
-                    of_first = pair.error_of_first(outer[first][at], of_second)
+                    of_first = alone[first][at] - m @ of_second
                     sums[second][at] += confounds.squared(of_first, first, second)
                 sums[first][at] += confounds.squared(of_second, second, first)
         for name in self.tested:
-            yield name, sums[name], self._predicted(name, outer[name])
+            yield name, sums[name], self._predicted(name, alone[name])
 
-    def _inverse(self, fitted: Fitted, name: int) -> NDArray[np.float64]:
-        block = self.blocks[name]
-        return positive_inverse(fitted.projection[np.ix_(block, block)])
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        """Yield pairs of folds, the first of them tested."""
+        for first, second in combinations(self._blocks, 2):
+            if first in self.tested:
+                yield first, second
+            elif second in self.tested:
+                yield second, first
 
     def _predicted(
         self, name: int, left_out: Sequence[NDArray[np.floating]]
     ) -> list[NDArray[np.floating]]:
-        block = self.blocks[name]
+        block = self._blocks[name]
         return [
             own[block] - confounds.features_only(error, name)
             for own, error, confounds in zip(self._labels, left_out, self._confounds, strict=True)
         ]
-
-
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """M and S^-1 of the module's text, for two folds."""
-
-    first: Block
-    second: Block
-    carried: NDArray[np.float64]
-    inverse: NDArray[np.float64]
-
-    @classmethod
-    def of(
-        cls,
-        projection: NDArray[np.float64],
-        first_inverse: NDArray[np.float64],
-        first: Block,
-        second: Block,
-    ) -> _Pair:
-        across = projection[np.ix_(first, second)]
-        carried = first_inverse @ across
-        schur = projection[np.ix_(second, second)] - across.T @ carried
-        return cls(first, second, carried, positive_inverse(schur))
-
-    def error_of_second(self, residuals: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return errors of the second fold (n_second, columns), from residuals (n, columns)."""
-        carried = self.carried.astype(residuals.dtype)
-        rest = residuals[self.second] - carried.T @ residuals[self.first]
-        return self.inverse.astype(residuals.dtype) @ rest
-
-    def error_of_first(
-        self, alone: NDArray[np.floating], of_second: NDArray[np.floating]
-    ) -> NDArray[np.floating]:
-        """Return errors of the first fold (n_first, columns), given those when it is alone."""
-        return alone - self.carried.astype(alone.dtype) @ of_second
 
 
 class _OnConfounds:
@@ -174,7 +149,7 @@ class _OnConfounds:
         self,
         design: NDArray[np.float64],
         labels: NDArray[np.floating],
-        blocks: dict[int, Block],
+        blocks: dict[int, slice],
     ) -> None:
         self._blocks = blocks
         self._design = design.astype(labels.dtype)
@@ -216,12 +191,13 @@ class _OnConfounds:
 
 
 def positive_inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the inverse of a symmetric positive definite matrix (n, n)."""
-    factor, failed = lapack.dpotrf(matrix, lower=1)
+    """Return the inverse of a symmetric positive definite matrix (n, n), by Cholesky's factor."""
+    factor, failed = lapack.dpotrf(matrix.T, lower=1)
+    if not failed:
+        # The other triangle was set to 0 with the factor.
+        lower, failed = lapack.dpotri(factor, lower=1, overwrite_c=1)
     if failed:
         return np.linalg.inv(matrix)
-    lower, failed = lapack.dpotri(factor, lower=1)
-    if failed:
-        return np.linalg.inv(matrix)
-    lower = np.tril(lower)
-    return lower + np.tril(lower, -1).T
+    inverse = lower + lower.T
+    np.fill_diagonal(inverse, lower.diagonal())
+    return inverse

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from bsym_bids.pool import Workers
 from bsym_bids.prediction import logistic
 from bsym_bids.prediction.kernels import Kernel
 from bsym_bids.prediction.nuisance import Confounds
@@ -16,7 +17,6 @@ from bsym_bids.prediction.ridge import (
     OutOfFold,
     Regression,
     fit_ridge,
-    nested_ridge,
     nested_ridges,
     residual_gram,
 )
@@ -55,6 +55,7 @@ def predict_linear(
     folds: Folds,
     confounds: Confounds,
     permuted: NDArray[np.float64],
+    workers: Workers | None = None,
 ) -> tuple[Predictions, Fit]:
     """Predict a target from features, everyone out of fold, and the unlabelled by all.
 
@@ -77,6 +78,8 @@ def predict_linear(
         Regressed out of the features in training.
     permuted : ndarray, shape (N, permutations)
         Permuted labels, as `bsym_bids.prediction.folds.permuted_labels` returns them.
+    workers : Workers, optional
+        Processes that share the work; without them it is done here.
 
     Returns
     -------
@@ -85,11 +88,11 @@ def predict_linear(
         What predicts the unlabelled.
     """
     regression = Regression(kernel, confounds, folds)
-    found, statistic, null = _nested_ridge_and_null(regression, target, permuted)
+    found, statistic, null = _nested_ridge_and_null(regression, target, permuted, workers)
     out_of_fold = found.values[:, :, 0]
     if not target.is_regression:
         regression = replace(regression, penalties=logistic.PENALTIES)
-        found = logistic.nested_logistic(regression, target.values, len(target.classes))
+        found = logistic.nested_logistic(regression, target.values, len(target.classes), workers)
         out_of_fold = found.values
     fit = _fit_all(regression, target, _overall(found.penalties))
     members = regression.members
@@ -184,7 +187,10 @@ def _on_rows(values: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np
 
 
 def _nested_ridge_and_null(
-    regression: Regression, target: Target, permuted: NDArray[np.float64]
+    regression: Regression,
+    target: Target,
+    permuted: NDArray[np.float64],
+    workers: Workers | None,
 ) -> tuple[OutOfFold, float, NDArray[np.float64]]:
     """Predict the labels (N,) and permutations of them (N, permutations), all at once.
 
@@ -206,11 +212,12 @@ def _nested_ridge_and_null(
         shuffled = _columns(target, part - np.nanmean(part, axis=0) * target.is_regression)
         shuffled = shuffled.astype(np.float32)
         sets = [shuffled] if found else [shuffled, own]
-        nested = nested_ridges(regression, sets, outputs=outputs)
+        nested = nested_ridges(regression, sets, outputs=outputs, workers=workers)
         found = found or nested[1]
         null.append(_statistics(regression, target, shuffled, nested[0].values))
     if found is None:
-        return nested_ridge(regression, own, outputs=outputs), np.nan, np.empty(0)
+        (found,) = nested_ridges(regression, [own], outputs=outputs, workers=workers)
+        return found, np.nan, np.empty(0)
     statistic = _statistics(regression, target, own, found.values)[0]
     return found, float(statistic), np.concatenate(null)
 

@@ -10,7 +10,7 @@ when the gradient says so (O'Donoghue & Candès 2015).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, log_softmax, softmax
 
+from bsym_bids.pool import Workers
 from bsym_bids.prediction.ridge import OutOfFold, Regression, by_matrix
 
 #: Penalties, as multiples of `Kernel.scale`: 1/C of scikit-learn.
@@ -29,7 +30,10 @@ _MOST_STEPS = 20_000
 
 
 def nested_logistic(
-    regression: Regression, classes: NDArray[np.float64], n_classes: int
+    regression: Regression,
+    classes: NDArray[np.float64],
+    n_classes: int,
+    workers: Workers | None = None,
 ) -> OutOfFold:
     """Predict the classes of every labelled unit by logistic regression on the other folds.
 
@@ -44,6 +48,8 @@ def nested_logistic(
         Index of the class; NaN where it is not known.
     n_classes : int
         How many there are.
+    workers : Workers, optional
+        Processes that share the work; without them it is done here.
 
     Returns
     -------
@@ -54,13 +60,13 @@ def nested_logistic(
     n_repeats, n_folds = regression.folds.n_repeats, regression.folds.n_folds
     values = np.full((n_repeats, len(classes), n_classes), np.nan)
     chosen = np.full((n_repeats, n_folds, 1), np.nan)
-    for training, fits in by_matrix(regression):
-        space = _Space.of(regression, training, members, classes, n_classes)
-        for repeat, tested in fits.items():
-            folds = regression.folds.assignment[repeat][members]
-            for fold, penalty, predicted in _nested(space, folds, tested, regression.penalties):
-                chosen[repeat, fold] = penalty
-                values[repeat, members[folds == fold]] = predicted
+    tasks = _tasks(regression, members, classes, n_classes)
+    done = workers.stream(_nested, tasks) if workers else map(_nested, tasks)
+    for repeat, results in done:
+        folds = regression.folds.assignment[repeat][members]
+        for fold, penalty, predicted in results:
+            chosen[repeat, fold] = penalty
+            values[repeat, members[folds == fold]] = predicted
     return OutOfFold(values, chosen)
 
 
@@ -134,10 +140,47 @@ def log_loss(logits: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArra
     return (np.logaddexp(0, logits) - labels * logits)[..., 0]
 
 
-def _nested(
-    space: _Space, folds: NDArray[np.int64], tested: Sequence[int], penalties: Sequence[float]
-) -> list[tuple[int, float, NDArray[np.float64]]]:
-    """Return fold, chosen penalty and probabilities of its units for every outer fold."""
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """Folds of one repeat that share their matrix.
+
+    Attributes
+    ----------
+    space : _Space
+        The members.
+    repeat : int
+    folds : ndarray of int, shape (n,)
+        Fold of each member.
+    tested : sequence of int
+        The outer folds.
+    penalties : sequence of float
+        To choose from.
+    """
+
+    space: _Space
+    repeat: int
+    folds: NDArray[np.int64]
+    tested: Sequence[int]
+    penalties: Sequence[float]
+
+
+def _tasks(
+    regression: Regression,
+    members: NDArray[np.int64],
+    classes: NDArray[np.float64],
+    n_classes: int,
+) -> Iterator[_Task]:
+    """Yield what is to be done, by matrix and repeat."""
+    for training, fits in by_matrix(regression):
+        space = _Space.of(regression, training, members, classes, n_classes)
+        for repeat, tested in fits.items():
+            folds = regression.folds.assignment[repeat][members]
+            yield _Task(space, repeat, folds, tested, regression.penalties)
+
+
+def _nested(task: _Task) -> tuple[int, list[tuple[int, float, NDArray[np.float64]]]]:
+    """Return the repeat; and fold, penalty and probabilities of its units by outer fold."""
+    space, folds, tested, penalties = task.space, task.folds, task.tested, task.penalties
     names = [int(name) for name in np.unique(folds)]
     pairs = sorted(
         {(min(i, j), max(i, j)) for i, j in product(tested, names) if i != j},
@@ -166,7 +209,7 @@ def _nested(
         absolute,
         tolerance=_FINE,
     ).logits
-    return [
+    return task.repeat, [
         (fold, penalty, probabilities(final[folds == fold, column]))
         for column, (fold, penalty) in enumerate(zip(tested, chosen, strict=True))
     ]

@@ -20,17 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
+from bsym_bids.pool import Workers
 from bsym_bids.prediction.kernels import Kernel
 from bsym_bids.prediction.left_out import Fitted, Repeat, positive_inverse
 from bsym_bids.prediction.nuisance import Confounds
 from bsym_bids.prediction.records import Folds
-from bsym_bids.prediction.threads import Threads
 
 #: Penalties, as multiples of the mean squared distance of units from their mean (`Kernel.scale`).
 PENALTIES = tuple(float(10.0**power) for power in range(-3, 5))
@@ -107,99 +106,152 @@ def nested_ridge(
 
 
 def nested_ridges(
-    regression: Regression, labels: Sequence[NDArray[np.floating]], *, outputs: int = 1
+    regression: Regression,
+    labels: Sequence[NDArray[np.floating]],
+    *,
+    outputs: int = 1,
+    workers: Workers | None = None,
 ) -> list[OutOfFold]:
-    """Do `nested_ridge` for several sets of labels, in one pass, each in its own precision."""
+    """Do `nested_ridge` for several sets of labels, in one pass, each in its own precision.
+
+    Parameters
+    ----------
+    workers : Workers, optional
+        Processes that share the work; without them it is done here.
+    """
     members = np.flatnonzero(regression.members)
     own = [columns[members] for columns in labels]
-    best = [_Best(regression.folds, columns, outputs) for columns in own]
-    with Threads() as threads:
-        for training, fits in by_matrix(regression):
-            design = regression.confounds.design(training)[members]
-            repeats = {
-                repeat: Repeat(regression.folds.assignment[repeat][members], tested, design, own)
-                for repeat, tested in fits.items()
-            }
-            for penalty, fitted in _fits(regression, training, members, design, own):
-                threads.each(partial(_improve, best, repeats, fitted, penalty), repeats)
-    return [found.out_of_fold(members, len(labels[0])) for found in best]
+    folds = regression.folds
+    found = [_empty(folds, columns, outputs) for columns in labels]
+    searches = _searches(regression, members, own, outputs, workers.count if workers else 1)
+    done = workers.stream(search, searches) if workers else map(search, searches)
+    for choices in done:
+        for (repeat, fold), choice in choices.items():
+            units = members[folds.assignment[repeat][members] == fold]
+            for result, best in zip(found, choice, strict=True):
+                result.values[repeat, units] = best.predicted
+                result.penalties[repeat, fold] = best.penalties
+    return found
 
 
-def _fits(
-    regression: Regression,
-    training: NDArray[np.bool_],
-    members: NDArray[np.int64],
-    design: NDArray[np.float64],
-    labels: Sequence[NDArray[np.floating]],
-) -> Iterator[tuple[float, Fitted]]:
-    """Yield penalties and the fits to all members, of labels (n, columns).
+def _empty(folds: Folds, labels: NDArray[np.floating], outputs: int) -> OutOfFold:
+    """Return predictions of labels (N, columns) that are not there yet."""
+    shape = (folds.n_repeats, folds.n_folds, labels.shape[1] // outputs)
+    values = np.full((folds.n_repeats, *labels.shape), np.nan, labels.dtype)
+    return OutOfFold(values, np.full(shape, np.nan))
 
-    The strongest comes first, so that of equals it is the one that stays.
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """The choice of penalties for folds that share one matrix.
+
+    Attributes
+    ----------
+    inner : ndarray, shape (n, n)
+        Inner products of the members.
+    scale : float
+        What penalties are multiples of.
+    penalties : sequence of float
+    design : ndarray, shape (n, 1 + c)
+        Ones and confounds.
+    labels : sequence of ndarray, shape (n, columns)
+        Sets of labels.
+    folds : mapping of int to ndarray, shape (n,)
+        Fold of each member, by repeat.
+    tested : mapping of int to sequence of int
+        The outer folds, by repeat.
+    outputs : int
+        Columns that share their penalty.
     """
-    inner = regression.kernel.gram(training)[np.ix_(members, members)]
-    scale = regression.kernel.scale(training)
-    for penalty in sorted(regression.penalties, reverse=True):
-        projection = _projection(inner, design, penalty * scale)
-        yield penalty, Fitted(projection, [projection.astype(y.dtype) @ y for y in labels])
+
+    inner: NDArray[np.float64]
+    scale: float
+    penalties: Sequence[float]
+    design: NDArray[np.float64]
+    labels: Sequence[NDArray[np.floating]]
+    folds: Mapping[int, NDArray[np.int64]]
+    tested: Mapping[int, Sequence[int]]
+    outputs: int
 
 
-def _improve(
-    best: Sequence[_Best],
-    repeats: Mapping[int, Repeat],
-    fitted: Fitted,
-    penalty: float,
-    repeat: int,
-) -> None:
-    """Keep the predictions in a repeat where this penalty is better than those before."""
-    folds = repeats[repeat]
-    for fold, errors, predicted in folds.errors(fitted):
-        for found, error, values in zip(best, errors, predicted, strict=True):
-            found.improve((repeat, fold), folds.blocks[fold], error, values, penalty)
+def _searches(
+    regression: Regression,
+    members: NDArray[np.int64],
+    labels: Sequence[NDArray[np.floating]],
+    outputs: int,
+    n_shares: int,
+) -> Iterator[Search]:
+    """Yield what is to be done; repeats of one matrix are shared out."""
+    for training, fits in by_matrix(regression):
+        inner = regression.kernel.gram(training)[np.ix_(members, members)]
+        design = regression.confounds.design(training)[members]
+        for share in range(min(n_shares, len(fits))):
+            repeats = list(fits)[share::n_shares]
+            yield Search(
+                inner,
+                regression.kernel.scale(training),
+                regression.penalties,
+                design,
+                labels,
+                {repeat: regression.folds.assignment[repeat][members] for repeat in repeats},
+                {repeat: fits[repeat] for repeat in repeats},
+                outputs,
+            )
 
 
-class _Best:
-    """The predictions of the penalty with the least inner error, so far."""
+def search(task: Search) -> dict[tuple[int, int], list[Best]]:
+    """Return, by repeat and outer fold, what is best for each set of labels."""
+    repeats = {
+        repeat: Repeat(folds, task.tested[repeat], task.design, task.labels)
+        for repeat, folds in task.folds.items()
+    }
+    found: dict[tuple[int, int], list[Best]] = {
+        (repeat, fold): [Best(y, task.outputs) for y in dealt.labels_of(fold)]
+        for repeat, dealt in repeats.items()
+        for fold in dealt.tested
+    }
+    # Strongest penalty first, so that of equals it is the one that stays.
+    for penalty in sorted(task.penalties, reverse=True):
+        projection = _projection(task.inner, task.design, penalty * task.scale)
+        fitted = Fitted(projection, [projection.astype(y.dtype) @ y for y in task.labels])
+        for repeat, dealt in repeats.items():
+            for fold, errors, predicted in dealt.errors(fitted):
+                for best, error, values in zip(found[repeat, fold], errors, predicted, strict=True):
+                    best.improve(error, values, penalty)
+    return found
 
-    def __init__(self, folds: Folds, labels: NDArray[np.floating], outputs: int) -> None:
-        self._values = np.full((folds.n_repeats, *labels.shape), np.nan, labels.dtype)
-        shape = (folds.n_repeats, folds.n_folds, labels.shape[1] // outputs)
-        self._penalties = np.full(shape, np.nan)
-        self._errors = np.full(self._penalties.shape, np.inf)
+
+class Best:
+    """Predictions of one fold by the penalty with the least inner error, so far.
+
+    Parameters
+    ----------
+    labels : ndarray, shape (m, columns)
+        Of the fold.
+    outputs : int
+        Columns that share their penalty.
+
+    Attributes
+    ----------
+    predicted : ndarray, shape (m, columns)
+    penalties : ndarray, shape (columns // outputs,)
+    """
+
+    def __init__(self, labels: NDArray[np.floating], outputs: int) -> None:
+        self.predicted = np.full(labels.shape, np.nan, labels.dtype)
+        self.penalties = np.full(labels.shape[1] // outputs, np.nan)
+        self._errors = np.full(self.penalties.shape, np.inf)
         self._outputs = outputs
 
     def improve(
-        self,
-        place: tuple[int, int],
-        units: NDArray[np.int64],
-        errors: NDArray[np.float64],
-        predicted: NDArray[np.floating],
-        penalty: float,
+        self, errors: NDArray[np.float64], predicted: NDArray[np.floating], penalty: float
     ) -> None:
-        """Keep the predictions of those columns whose inner error fell.
-
-        Parameters
-        ----------
-        place : tuple of int
-            Repeat and fold.
-        units : ndarray of int, shape (m,)
-            Members of the fold.
-        errors : ndarray, shape (columns,)
-        predicted : ndarray, shape (m, columns)
-        penalty : float
-        """
-        values = self._values[place[0]]
+        """Keep predictions (m, columns) of the columns whose inner error (columns,) is less."""
         shared = errors.reshape(-1, self._outputs).sum(axis=1)
-        better = shared < self._errors[place] * (1 - _TINY)
-        self._errors[place][better] = shared[better]
-        self._penalties[place][better] = penalty
-        values[units] = np.where(np.repeat(better, self._outputs), predicted, values[units])
-
-    def out_of_fold(self, members: NDArray[np.int64], n_units: int) -> OutOfFold:
-        """Return the predictions of all units."""
-        n_repeats, _, columns = self._values.shape
-        values = np.full((n_repeats, n_units, columns), np.nan, self._values.dtype)
-        values[:, members] = self._values
-        return OutOfFold(values, self._penalties)
+        better = shared < self._errors * (1 - _TINY)
+        self._errors[better] = shared[better]
+        self.penalties[better] = penalty
+        np.copyto(self.predicted, predicted, where=np.repeat(better, self._outputs))
 
 
 def by_matrix(

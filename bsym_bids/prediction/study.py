@@ -109,7 +109,11 @@ class Study:
     def _answer(self, question: Question, label: str) -> list[str | Path]:
         cohort = self._cohort(question)
         options = Options(
-            self.config.folds, self.config.repeats, self.config.permutations, self.config.seed
+            folds=self.config.folds,
+            repeats=self.config.repeats,
+            permutations=self.config.permutations,
+            seed=self.config.seed,
+            n_workers=self.source.n_workers,
         )
         evaluation = evaluate(question.target, cohort, options)
         result = self._result(question, cohort, evaluation, options)
