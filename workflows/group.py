@@ -151,7 +151,9 @@ def _answer(config: RunConfig, inventory: Inventory) -> None:
             raise failures[-1]
     elif not config.contrast and config.scaling != "cohort":
         store = FeatureStore(work / FILE_NAME, inventory.output_dir)
-        _tell(map_cohort(inventory, store, n_workers=n_workers, **random))
+        _tell(
+            map_cohort(inventory, store, n_workers=n_workers, model_dir=config.model_dir, **random)
+        )
 
 
 def _tell(lines: Sequence[str | Path]) -> None:

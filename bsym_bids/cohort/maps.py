@@ -30,13 +30,16 @@ from bsym_bids.cohort.identification import (
     identify_with_and_without_mean,
     split_half_features,
 )
+from bsym_bids.cohort.recovery import recover_networks
 from bsym_bids.cohort.reliability import edge_networks, group_mean, reliability, roi_networks
 from bsym_bids.cohort.reliability import table as reliability_table
 from bsym_bids.errors import BadDataError, BsymError
+from bsym_bids.model.weights import resolve_release
 from bsym_bids.outputs.maps import (
     write_contrast,
     write_group_mean,
     write_identification,
+    write_recovery,
     write_reliability,
 )
 from bsym_bids.outputs.reading import read_embedding, read_matrix, read_series, read_windows, run_of
@@ -57,9 +60,15 @@ _PRODUCTS = {
 
 
 def map_cohort(
-    inventory: Inventory, store: FeatureStore, *, n_permutations: int, seed: int, n_workers: int
+    inventory: Inventory,
+    store: FeatureStore,
+    *,
+    n_permutations: int,
+    seed: int,
+    n_workers: int,
+    model_dir: Path | None = None,
 ) -> list[Path]:
-    """Say how well people are told apart, and how reliable features are.
+    """Say how well people and networks are told apart, and how reliable features are.
 
     Parameters
     ----------
@@ -71,6 +80,8 @@ def map_cohort(
         Of the permutation tests.
     n_workers : int
         Processes that parse.
+    model_dir : Path, optional
+        Where the model of the outputs is; without it, there is no network recovery.
 
     Returns
     -------
@@ -111,7 +122,33 @@ def map_cohort(
         paths += write_identification(identified, inventory.output_dir, settings)
     if tables:
         paths += write_reliability(tables, inventory.output_dir, settings)
-    return paths
+    return paths + _recover(inventory, model_dir, seed, n_workers, settings)
+
+
+def _recover(
+    inventory: Inventory,
+    model_dir: Path | None,
+    seed: int,
+    n_workers: int,
+    settings: Mapping[str, Any],
+) -> list[Path]:
+    """Publish how well embeddings tell networks apart, where the model of the outputs is here."""
+    runs = [
+        run_of(record.files["denoised"])
+        for record in inventory.of_modality(BOLD)
+        if "denoised" in record.files and "embedding" in record.files
+    ]
+    if not runs or not inventory.model:
+        return []
+    try:
+        release = resolve_release(str(inventory.model["Name"]), model_dir=model_dir)
+    except BsymError as error:
+        LOGGER.warning("no network recovery: %s", error)
+        return []
+    found = recover_networks(runs, release, seed=seed, n_workers=n_workers)
+    if found is None:
+        return []
+    return list(write_recovery(found, release, inventory.output_dir, settings))
 
 
 def _settings(inventory: Inventory, n_permutations: int, seed: int) -> dict[str, Any]:

@@ -253,20 +253,42 @@ def _recovery(
     say: Callable[[str], None],
 ) -> dict[str, Recovery]:
     """Return the network recovery of each kind of features, mean over the runs that can be used."""
-    sides = [roi.hemisphere for roi in atlas.rois()]
     found: dict[str, list[Recovery]] = {}
     for number, run in enumerate(runs, 1):
         say(f"networks, {number} of {len(runs)}: {run.label}")
         try:
-            windows = _windows(run, settings)
-            recovered = recovery_of_run(
-                model, windows.data, windows.missing, atlas.networks(), sides, settings["Seed"]
-            )
+            recovered = recovery_of_written(model, run, settings)
         except BsymError:
             continue  # named already, when its reconstruction could not be scored
         for name, recovery in recovered.items():
             found.setdefault(name, []).append(recovery)
     return {name: Recovery.mean(recoveries) for name, recoveries in found.items()}
+
+
+def recovery_of_written(
+    model: BrainSymphony, run: WrittenRun, settings: Mapping[str, Any]
+) -> Mapping[str, Recovery]:
+    """Return the network recovery of a run, by the features of `bsym_bids.model.networks`.
+
+    Parameters
+    ----------
+    model : BrainSymphony
+        With all functional branches and a learnt positional code.
+    run : WrittenRun
+        The run.
+    settings : mapping
+        As `check_settings` returns them.
+
+    Raises
+    ------
+    BadDataError
+        The run cannot be read, is too short, or lacks too many ROIs.
+    """
+    windows = _windows(run, settings)
+    sides = [roi.hemisphere for roi in atlas.rois()]
+    return recovery_of_run(
+        model, windows.data, windows.missing, atlas.networks(), sides, settings["Seed"]
+    )
 
 
 def _windows(run: WrittenRun, settings: Mapping[str, Any]) -> Windows:

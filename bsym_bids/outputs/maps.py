@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids import atlas
-from bsym_bids.cohort import contrast, identification, reliability
+from bsym_bids.cohort import contrast, identification, recovery, reliability
 from bsym_bids.cohort.contrast import Contrast, ContrastMap, EmbeddingShift
 from bsym_bids.cohort.identification import Identification
+from bsym_bids.cohort.recovery import CohortRecovery
+from bsym_bids.model.networks import FEATURES
+from bsym_bids.model.weights import Release
 from bsym_bids.outputs.names import dataset_path, dataset_products
 from bsym_bids.outputs.publish import OutputFile, explained, fingerprint, publish
 from bsym_bids.outputs.sidecars import ATLAS, NODE_COLUMN, columns, software_versions
@@ -46,6 +49,22 @@ def write_reliability(
     described = _FEATURES | dict(reliability.COLUMNS)
     path = _publish(output_dir, "reliability", "", _stacked(tables), described, settings)
     figure = _draw(output_dir, "reliability", lambda to: draw_reliability(tables, to))
+    return path, figure
+
+
+def write_recovery(
+    found: CohortRecovery, release: Release, output_dir: Path, settings: Mapping[str, Any]
+) -> tuple[Path, ...]:
+    """Publish the network recovery of a cohort, with a figure."""
+    from bsym_bids.reports.cohort_figures import draw_recovery
+
+    path = dataset_path(output_dir, "recovery", "")
+    document = _document("recovery", settings) | columns(recovery.COLUMNS)
+    document["RecoveredParticipants"] = [f"sub-{person}" for person in found.participants]
+    document["what"]["Levels"] = dict(FEATURES)
+    table = found.table()
+    publish([OutputFile(path, Table(table), document)], fingerprint(document))
+    figure = _draw(output_dir, "networkrecovery", lambda to: draw_recovery(table, release.name, to))
     return path, figure
 
 

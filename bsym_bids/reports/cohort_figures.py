@@ -18,6 +18,7 @@ from bsym_bids import atlas
 from bsym_bids.cohort.contrast import MEASURES, ContrastMap, EmbeddingShift, pair_matrix
 from bsym_bids.cohort.edges import networks_in_order
 from bsym_bids.cohort.identification import KINDS, Identification
+from bsym_bids.model.networks import FEATURES
 from bsym_bids.reports.style import COLOURS, MARKERS, figure_file
 
 if TYPE_CHECKING:
@@ -93,6 +94,41 @@ def draw_reliability(tables: Mapping[str, Mapping[str, Sequence[Any]]], path: Pa
             panel.plot(median, rows, marker, color=colour, markersize=5, label=name)
         _reliability_axes(panel, networks)
         figure.legend(loc="outside lower center", ncols=min(len(tables), 3))
+
+
+def draw_recovery(table: Mapping[str, Sequence[Any]], model: str, path: Path) -> None:
+    """Draw how often the network of an ROI is told right, with the spread over people.
+
+    Parameters
+    ----------
+    table : mapping
+        Of `bsym_bids.cohort.recovery.CohortRecovery.table`.
+    model : str
+        Name of the model.
+    path : Path
+        An SVG or PNG.
+    """
+    names = [FEATURES[name] for name in table["what"]]
+    rows = np.arange(len(names))
+    with figure_file(path, (7.6, 1.8 + 0.36 * len(names))) as figure:
+        panel = figure.subplots()
+        ways = (("accuracy", "ROIs of five folds"), ("left_to_right", "right by left hemisphere"))
+        for place, (column, label) in enumerate(ways):
+            means = 100 * np.asarray(table[column])
+            spreads = 100 * np.nan_to_num(np.asarray(table[f"{column}_sd"], dtype=float))
+            height = rows + 0.22 * (place - 0.5)
+            colour, marker = COLOURS[place], MARKERS[place]
+            panel.hlines(height, means - spreads, means + spreads, color=colour, linewidth=1.5)
+            panel.plot(means, height, marker, color=colour, markersize=5, label=label)
+        chance = 100 * table["chance"][0]
+        panel.axvline(chance, color="black", linestyle=":", linewidth=1, label="largest network")
+        panel.set_yticks(rows, names)
+        panel.invert_yaxis()
+        panel.set_xlim(0, 100)
+        panel.set_xlabel("network told right (% of ROIs)")
+        people = table["n_people"][0]
+        panel.set_title(f"{model}, {people} people: mean and standard deviation", loc="left")
+        figure.legend(loc="outside lower center", ncols=3)
 
 
 def draw_roi_contrast(result: ContrastMap | EmbeddingShift, path: Path) -> None:

@@ -97,6 +97,7 @@ def test_every_product_of_the_dataset_is_accepted(tmp_path, schema):
         "desc-labx1applied_predictions.tsv",
         "desc-identification_stat.tsv",
         "desc-reliability_stat.tsv",
+        "desc-networkrecovery_stat.tsv",
         "desc-labx1_stat.tsv",
         "desc-labx1_figure.svg",
         "desc-labx1mean_relmat.tsv",
