@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -500,17 +501,35 @@ def _read_table(path: Path) -> Any:
 
 
 def _read_numbers(path: Path, rows_named: bool) -> NDArray[np.float64]:
-    """Read a table of numbers with a column per ROI, and a row per ROI where rows are named."""
+    """Read a table of numbers with a column per ROI, and a row per ROI where rows are named.
+
+    Of tables that are all numbers NumPy takes half the time of pandas.
+    """
     names = list(atlas.roi_names())
+    first = int(rows_named)
     try:
-        table = _read_table(path)
-        rows = list(table.pop(table.columns[0])) if rows_named else names
-        values = table.to_numpy(dtype=np.float64)
-    except (OSError, ValueError, IndexError) as error:
+        header, _, body = path.read_bytes().partition(b"\n")
+        if not header.strip():
+            raise ValueError("it is empty")
+        labels = header.decode().rstrip("\r").split("\t")[first:]
+        lines = [line for line in body.splitlines() if line]
+        rows = [line.partition(b"\t")[0].decode() for line in lines] if rows_named else names
+        values = np.empty((0, len(labels)))
+        if lines:
+            values = np.loadtxt(
+                BytesIO(body.replace(NOT_AVAILABLE.encode(), b"nan")),
+                delimiter="\t",
+                comments=None,
+                ndmin=2,
+                converters={0: lambda _: 0.0} if rows_named else None,
+            )[:, first:]
+        if values.shape[1] != len(labels):
+            raise ValueError(f"rows have {values.shape[1]} numbers and the header {len(labels)}")
+    except (OSError, ValueError) as error:
         raise BadDataError(
             f"{path}: cannot be read as a table of numbers: {error}", _HINT
         ) from error
-    if list(table.columns) != names or rows != names:
+    if labels != names or rows != names:
         raise BadDataError(
             f"{path}: {'rows and columns are' if rows_named else 'columns are'} not the "
             f"{len(names)} ROIs of the atlas, in its order",

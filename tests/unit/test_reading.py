@@ -163,6 +163,8 @@ def spoil(path, change):
         (lambda lines: [line.rpartition("\t")[0] for line in lines], "not the 450 ROIs"),
         (lambda lines: [*lines[:5], lines[5] + "\t1\t2", *lines[6:]], "cannot be read"),
         (lambda lines: [*lines[:5], "x" + lines[5], *lines[6:]], "cannot be read"),
+        (lambda lines: [*lines[:-1], lines[-1].rpartition("\t")[0]], "cannot be read"),
+        (lambda lines: [lines[0], *(line + "\t1" for line in lines[1:])], "cannot be read"),
         (lambda lines: [*lines[:5], lines[5].replace("n/a", "inf"), *lines[6:]], "not finite"),
         (lambda lines: [], "cannot be read"),
     ],
