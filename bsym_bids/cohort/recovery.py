@@ -134,4 +134,6 @@ def _recover_one(
 
 
 def _spread(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    if len(values) < 2:
+        return float("nan")
+    return float(np.std(values, ddof=1)) if np.ptp(values) else 0.0

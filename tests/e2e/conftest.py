@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -11,31 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
+from small_network import write_release
 
 from bsym_bids.demo.dataset import make_demo_dataset
-from bsym_bids.model.weights import random_state_dicts
-
-# A network of the published shape with next to nothing in it: a tenth of the time.
-SMALL_SIZES = {
-    "spatial": {"steps": 200, "width": 8, "layers": 1, "mlp_width": 8, "positions": 450},
-    "temporal": {"rois": 450, "width": 8, "layers": 1, "mlp_width": 8, "positions": 200},
-    "context": {"channels": 3, "hidden": (4, 4)},
-    "perceiver": {
-        "rois": 450,
-        "steps": 200,
-        "width": 8,
-        "layers": 1,
-        "mlp_width": 8,
-        "projection": 4,
-        "head_width": 8,
-        "roi_width": 8,
-        "time_width": 8,
-        "channels": 3,
-    },
-}
-SMALL_HEADS = {"spatial_heads": 1, "temporal_heads": 1, "perceiver_heads": 1}
 
 
 @dataclass(frozen=True)
@@ -84,14 +61,7 @@ def bids(dataset, tmp_path) -> Path:
 def small_model(tmp_path_factory) -> tuple[object, ...]:
     """The arguments that use a release of one's own: a network small enough for quick tests."""
     folder = tmp_path_factory.mktemp("model")
-    files = {}
-    for branch, state in random_state_dicts({"sizes": SMALL_SIZES}, seed=0).items():
-        path = folder / f"{branch}.pth"
-        torch.save({key: torch.from_numpy(value) for key, value in state.items()}, path)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        files[branch] = {"path": path.name, "sha256": sha256}
-    card = {"name": "small", "version": "1", "trained": True, "network": SMALL_HEADS}
-    (folder / "model.yaml").write_text(yaml.safe_dump(card | {"files": files}))
+    write_release(folder)
     return ("--model", "small", "--model-dir", folder)
 
 

@@ -104,12 +104,17 @@ def test_the_same_call_gives_the_same_bytes(predicted):
 
 def test_maps_without_labels(cohort):
     folder, _ = cohort
-    done = run_command(folder / "bids", folder / "out", "group", "--permutations", 19)
+    few = ("--participant-label", *cohort[1].participants[:4])
+    done = run_command(folder / "bids", folder / "out", "group", "--permutations", 19, *few)
     assert done.code == 0, done.err
     found = table(folder / "out" / "desc-identification_stat.tsv")
     assert set(found["comparison"]) == {"half"}
     assert (folder / "out" / "desc-fcmean_relmat.tsv").is_file()
-    assert (folder / "out" / "desc-identification_figure.svg").is_file()
+    recovered = table(folder / "out" / "desc-networkrecovery_stat.tsv").set_index("what")
+    assert set(recovered["n_people"]) == {4}
+    assert recovered["accuracy"]["embedding"] > recovered["accuracy"]["shuffled"]
+    for name in ("identification", "networkrecovery"):
+        assert (folder / "out" / f"desc-{name}_figure.svg").is_file()
 
 
 @pytest.mark.parametrize(

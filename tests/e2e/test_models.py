@@ -8,15 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import SMALL_HEADS, SMALL_SIZES, participant_level, run_command
+from conftest import participant_level, run_command
+from small_network import FUNCTIONAL_SIZES, write_release
 
 from bsym_bids.model.cards import read_card
-from bsym_bids.model.weights import random_state_dicts
 from bsym_bids.outputs.names import products
 from tests.file_server import FileServer
 
@@ -94,18 +93,6 @@ def test_jobs_that_start_at_once_fetch_once_and_all_go_on(dataset, remote, tmp_p
     assert all(len(texts) == 1 for texts in deviations)
 
 
-def model_of(folder: Path, **sizes: dict[str, object]) -> None:
-    """Write a release of the small network with other sizes."""
-    files = {}
-    for branch, state in random_state_dicts({"sizes": SMALL_SIZES | sizes}, seed=0).items():
-        path = folder / f"{branch}.pth"
-        torch.save({key: torch.from_numpy(value) for key, value in state.items()}, path)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        files[branch] = {"path": path.name, "sha256": sha256}
-    card = {"name": "other", "version": "1", "trained": True, "network": SMALL_HEADS}
-    (folder / "model.yaml").write_text(yaml.safe_dump(card | {"files": files}))
-
-
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
@@ -116,11 +103,11 @@ def model_of(folder: Path, **sizes: dict[str, object]) -> None:
 def test_network_for_something_else_stops_the_run(dataset, tmp_path, sizes, words):
     changed = {
         branch: own | {key: value for key, value in sizes.items() if key in own}
-        for branch, own in SMALL_SIZES.items()
+        for branch, own in FUNCTIONAL_SIZES.items()
     }
     folder = tmp_path / "model"
     folder.mkdir()
-    model_of(folder, **changed)
+    write_release(folder, changed, name="other")
     out = tmp_path / "out"
     result = participant_level(dataset, out, "--model", "other", "--model-dir", folder)
     assert result.code == 65

@@ -1,6 +1,5 @@
 """Cohort scaling of a dataset that the participant level has written."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
+from small_network import FUNCTIONAL_SIZES, STRUCTURAL_SIZES, write_release
 
 from bsym_bids import atlas
 from bsym_bids.bold.nuisance import load_strategy
@@ -37,7 +36,7 @@ from bsym_bids.jobs import RunJob, Settings
 from bsym_bids.model.reconstruction import ReconstructionQuality
 from bsym_bids.model.structural import EdgeConvention
 from bsym_bids.model.structural_embedding import connectome_input, embed_connectome
-from bsym_bids.model.weights import load_model, load_random, random_state_dicts, resolve_release
+from bsym_bids.model.weights import load_model, load_random, resolve_release
 from bsym_bids.outputs.claims import Claims
 from bsym_bids.outputs.dataset import describe_dataset
 from bsym_bids.outputs.names import RunNames, sidecar_of
@@ -53,48 +52,12 @@ RUNS = {
     ("02", "1"): (3.0, [4, 9]),
 }
 GROUP = ("embedding", "window_embeddings", "similarity", "attention", "attention_time")
-# A network of the published shape with next to nothing in it.
-SIZES = {
-    "spatial": {"steps": 200, "width": 8, "layers": 1, "mlp_width": 8, "positions": 450},
-    "temporal": {"rois": 450, "width": 8, "layers": 1, "mlp_width": 8, "positions": 200},
-    "context": {"channels": 3, "hidden": (4, 4)},
-    "perceiver": {
-        "rois": 450,
-        "steps": 200,
-        "width": 8,
-        "layers": 1,
-        "mlp_width": 8,
-        "projection": 4,
-        "head_width": 8,
-        "roi_width": 8,
-        "time_width": 8,
-        "channels": 3,
-    },
-    "structural": {
-        "rois": 450,
-        "width": 8,
-        "layers": 1,
-        "mlp_width": 8,
-        "eigenvectors": 4,
-        "learnable": True,
-        "edge_widths": (8, 4),
-    },
-}
-HEADS = {f"{branch}_heads": 1 for branch in ("spatial", "temporal", "perceiver", "structural")}
 
 
 def make_release(folder):
-    """Write a release whose card says that it is trained, with small random weights."""
-    files = {}
-    for branch, state in random_state_dicts({"sizes": SIZES}, seed=5).items():
-        path = folder / f"{branch}.pth"
-        torch.save({key: torch.from_numpy(value) for key, value in state.items()}, path)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        files[branch] = {"path": path.name, "sha256": sha256}
-    card = {"name": "small", "version": "1", "trained": True, "network": HEADS, "files": files}
-    card["contract"] = {"scaling": "robust"}
-    (folder / "model.yaml").write_text(yaml.safe_dump(card))
-    return resolve_release("small", folder)
+    """Write a small release of all branches."""
+    sizes = FUNCTIONAL_SIZES | STRUCTURAL_SIZES
+    return write_release(folder, sizes, contract={"scaling": "robust"})
 
 
 @pytest.fixture(scope="module")

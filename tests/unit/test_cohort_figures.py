@@ -14,8 +14,10 @@ from bsym_bids import atlas
 from bsym_bids.cohort.contrast import Contrast, Differences, contrast_maps, embedding_shift
 from bsym_bids.cohort.edges import networks_in_order
 from bsym_bids.cohort.identification import halves, identify_with_and_without_mean
+from bsym_bids.cohort.recovery import CohortRecovery
 from bsym_bids.cohort.reliability import reliability, roi_networks, table
 from bsym_bids.errors import BsymError
+from bsym_bids.model.networks import FEATURES, Recovery
 from bsym_bids.reports import cohort_figures as figures
 
 NETWORKS, NAMES, R = atlas.networks(), atlas.roi_names(), atlas.N_ROIS
@@ -86,6 +88,32 @@ def test_reliability_shows_medians(tmp_path, drawn):
     for line in marks:
         np.testing.assert_allclose(line.get_xdata(), columns["icc_median"])
     assert {"excellent", "default mode", "all"} <= set(texts(drawn[0])) and len(marks) == 2
+
+
+def test_recovery_shows_means_spreads_and_chance(tmp_path, drawn):
+    rng = np.random.default_rng(0)
+    found = CohortRecovery(
+        ("a", "b", "c"),
+        {name: [Recovery(*rng.random(2)) for _ in range(3)] for name in FEATURES},
+    )
+    columns = found.table()
+    figures.draw_recovery(columns, "some-model", tmp_path / "recovery.svg")
+    (panel,) = drawn[0].axes
+    marks = [line for line in panel.lines if line.get_marker() in ("o", "s")]
+    for line, column in zip(marks, ("accuracy", "left_to_right"), strict=True):
+        np.testing.assert_allclose(line.get_xdata(), 100 * np.array(columns[column]))
+    said = texts(drawn[0])
+    assert "some-model, 3 people: mean and standard deviation" in said
+    assert {"largest network", *FEATURES.values()} <= set(said)
+    folds = [recovery.folds for recovery in found.by_feature["embedding"]]
+    assert columns["accuracy"][0] == pytest.approx(np.mean(folds))
+    assert columns["accuracy_sd"][0] == pytest.approx(np.std(folds, ddof=1))
+
+
+def test_recovery_of_one_person_has_no_spread():
+    columns = CohortRecovery(("a",), {"code": [Recovery(0.5, 0.25)]}).table()
+    assert np.isnan(columns["accuracy_sd"][0]) and columns["n_people"] == [1]
+    assert columns["chance"][0] == pytest.approx(91 / 450)
 
 
 def test_rois_are_marked_and_named(tmp_path, drawn):
