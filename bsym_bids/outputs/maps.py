@@ -21,6 +21,7 @@ from bsym_bids.outputs.names import dataset_path, dataset_products
 from bsym_bids.outputs.publish import OutputFile, explained, fingerprint, publish
 from bsym_bids.outputs.sidecars import ATLAS, NODE_COLUMN, columns, software_versions
 from bsym_bids.outputs.tables import Matrix, Table
+from bsym_bids.prediction.features import feature_kinds
 
 _FEATURES = {"features": "Kind of features"}
 
@@ -34,7 +35,8 @@ def write_identification(
     table = _stacked({kind: identification.table(found) for kind, found in results.items()})
     described = _FEATURES | dict(identification.COLUMNS)
     path = _publish(output_dir, "identification", "", table, described, settings)
-    figure = _draw(output_dir, "identification", lambda to: draw_identification(results, to))
+    titled = {_title(kind): found for kind, found in results.items()}
+    figure = _draw(output_dir, "identification", lambda to: draw_identification(titled, to))
     return path, figure
 
 
@@ -48,7 +50,8 @@ def write_reliability(
 
     described = _FEATURES | dict(reliability.COLUMNS)
     path = _publish(output_dir, "reliability", "", _stacked(tables), described, settings)
-    figure = _draw(output_dir, "reliability", lambda to: draw_reliability(tables, to))
+    titled = {_title(kind): table for kind, table in tables.items()}
+    figure = _draw(output_dir, "reliability", lambda to: draw_reliability(titled, to))
     return path, figure
 
 
@@ -104,6 +107,12 @@ def write_contrast(
                 _draw(output_dir, label + "brain", _drawn(figures.draw_glass_brain, found))
             )
     return tuple(paths)
+
+
+def _title(kind: str) -> str:
+    """Return what a kind of features is called for people."""
+    known = feature_kinds().get(kind)
+    return known.title if known else kind
 
 
 def _drawn(draw: Callable[[Any, Path], None], found: object) -> Callable[[Path], None]:

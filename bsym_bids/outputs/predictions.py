@@ -72,9 +72,14 @@ def write_predictions(
         "prediction_scores": (_scores_table(result), _score_columns(result)),
         "prediction_comparisons": (_comparisons_table(result), _COMPARISON_COLUMNS),
     }
+    main = f"bids::{dataset_path(output_dir, 'predictions', label).name}"
     outputs = [
         OutputFile(
-            dataset_path(output_dir, key, label), Table(table), _sidecar(result, key, described)
+            dataset_path(output_dir, key, label),
+            Table(table),
+            # A thousand people have thousands of files, which one list of is enough.
+            _sidecar(result, key, described)
+            | {"Sources": list(result.sources) if key == "predictions" else [main]},
         )
         for key, (table, described) in contents.items()
     ]

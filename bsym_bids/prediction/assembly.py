@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,17 @@ class Source:
         found = self.store.unit_matrix(self.kinds[key], units, self.inventory, self.n_workers)
         self._problems.update(dict.fromkeys(found.problems))
         return found
+
+    def files(self, units: Sequence[Unit]) -> list[Path]:
+        """Return the files that features of units are read from, sorted."""
+        used = {
+            path
+            for kind in self.kinds.values()
+            for unit in units
+            for record in self.inventory.of_unit(unit, kind.modality)
+            for path in kind.sources(record)
+        }
+        return sorted(used)
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -291,7 +291,10 @@ def _chance(target: Target, results: Mapping[str, Scored]) -> Caution | None:
     else:
         said = "; ".join(f"{title_of(key)}, {say_score(target, results[key])}" for key in failing)
     numbers = {key: results[key].p for key in failing}
-    text = f"{target.name}: not better than chance: {said}"
+    text = (
+        f"{target.name}: not shown to be better than chance (p above {ALPHA:g}, or chance within "
+        f"the interval): {said}"
+    )
     return Caution("chance", text, numbers)
 
 

@@ -236,8 +236,8 @@ class Phenotypes:
         close = difflib.get_close_matches(wanted, lower, n=_LISTED, cutoff=0.5)
         near = [lower[found] for found in close] or sorted(known)[:10]
         return UsageError(
-            f"{name}: is a column of none of {', '.join(table.name for table in self.tables)} in "
-            f"{self.bids_dir}",
+            f"{self.bids_dir}: no table has a column {name!r}; looked at "
+            f"{', '.join(table.name for table in self.tables)}",
             hint=f"there is: {', '.join(near)}" if near else "the tables have no columns",
         )
 

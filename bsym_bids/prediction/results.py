@@ -44,6 +44,8 @@ class Result:
         Of the units.
     settings : mapping
         What decides the numbers, for the sidecars.
+    sources : sequence of str
+        BIDS URIs of the files that labels and features were read from.
     by_site : mapping of str to Scored
         Scores of leave-site-out by key of the candidate; empty without.
     """
@@ -59,4 +61,5 @@ class Result:
     corrected: Mapping[str, NDArray[np.float64]]
     confounds: Confounds
     settings: Mapping[str, Any]
+    sources: Sequence[str]
     by_site: Mapping[str, Scored]

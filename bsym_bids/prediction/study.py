@@ -192,6 +192,7 @@ class Study:
             corrected=corrected,
             confounds=cohort.confounds,
             settings=self._settings(question, cohort),
+            sources=self._sources(question),
             by_site=by_site,
         )
 
@@ -223,6 +224,15 @@ class Study:
         alone = replace(cohort, embeddings=None)
         found = evaluate(question.target, alone, replace(options, permutations=0), folds)
         return self._scores(question, found)
+
+    def _sources(self, question: Question) -> list[str]:
+        """Return BIDS URIs of the table of the labels and of what features were read from."""
+        table, found = question.target.source, []
+        if table is not None and table.is_relative_to(self.config.bids_dir):
+            found.append(f"bids:raw:{table.relative_to(self.config.bids_dir).as_posix()}")
+        output_dir = self.inventory.output_dir
+        files = self.source.files(question.units)
+        return found + [f"bids::{path.relative_to(output_dir).as_posix()}" for path in files]
 
     def _settings(self, question: Question, cohort: Cohort) -> dict[str, Any]:
         config = self.config

@@ -13,9 +13,7 @@ def digests(folder):
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and "logs" not in path.parts
-        and path.name != "dataset_description.json"
+        if path.is_file() and "logs" not in path.parts and path.name != "dataset_description.json"
     }
 
 

@@ -67,6 +67,10 @@ def test_everyone_is_predicted_and_everything_is_said(cohort, predicted):
     assert sidecar["Verdict"] in done.out
     assert {c["Code"] for c in sidecar["Warnings"]} >= {"few_participants"}
     assert sidecar["PredictionSettings"]["Labelled"] == 22
+    raw, *made = sidecar["Sources"]
+    assert raw == "bids:raw:participants.tsv"
+    assert len(made) > 24 and all(uri.startswith("bids::sub-") for uri in made)
+    assert all((folder / "out" / uri.removeprefix("bids::")).is_file() for uri in made)
     for name in ("age", "agescores", "agecomparisons"):
         path = folder / "out" / f"desc-{name}_predictions.tsv"
         described = json.loads(path.with_suffix(".json").read_text())

@@ -86,7 +86,7 @@ def test_an_absent_column_lists_near_names_and_tables(tmp_path):
     tsv(tmp_path / "phenotype/panss.tsv", {"participant_id": PEOPLE, "total": AGES})
     phenotypes = read_phenotypes(tmp_path)
     with pytest.raises(
-        UsageError, match=r"none of participants.tsv, phenotype/panss.tsv"
+        UsageError, match=r"column .agee.; looked at participants.tsv, phenotype/panss.tsv"
     ) as caught:
         phenotypes.column("agee")
     assert caught.value.hint == "there is: age"

@@ -150,6 +150,7 @@ def make_result(kind="age", n=60, *, seed=0, lacking=(), permutations=99, repeat
             "ModelWarning": "Trained on simulated people alone.",
             "Version": "0.1",
         },
+        sources=["bids:raw:participants.tsv"],
         by_site={},
     )
 
