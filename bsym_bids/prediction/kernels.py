@@ -22,19 +22,22 @@ from bsym_bids.prediction.combat import fit_combat
 _BLOCK_BYTES = 64 * 1024**2
 #: Matrices that depend on who trains are kept up to this size: candidates share folds.
 _KEPT_BYTES = 512 * 1024**2
+#: Sums are quickly made anew; of candidates there are more than of sets of features.
+_KEPT_BYTES_OF_SUMS = 64 * 1024**2
 
 
 class _Kept:
     """Matrices by key, as many as fit; the oldest go first."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_bytes: int = _KEPT_BYTES) -> None:
+        self._n_bytes = n_bytes
         self._matrices: dict[Hashable, NDArray[np.float64]] = {}
 
     def get(self, key: Hashable, make: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
         """Return the matrix of a key, made if need be."""
         if key not in self._matrices:
             matrix = make()
-            while self._matrices and (len(self._matrices) + 1) * matrix.nbytes > _KEPT_BYTES:
+            while self._matrices and (len(self._matrices) + 1) * matrix.nbytes > self._n_bytes:
                 self._matrices.pop(next(iter(self._matrices)))
             self._matrices[key] = matrix
         return self._matrices[key]
@@ -159,7 +162,7 @@ class SumKernel(Kernel):
     """
 
     parts: Sequence[Kernel]
-    _kept: _Kept = field(default_factory=_Kept, init=False)
+    _kept: _Kept = field(default_factory=lambda: _Kept(_KEPT_BYTES_OF_SUMS), init=False)
 
     @cached_property
     def present(self) -> NDArray[np.bool_]:  # type: ignore[override]
