@@ -33,7 +33,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bsym_bids.prediction.evaluation import Cohort, Options, evaluate
-from bsym_bids.prediction.folds import make_folds, permuted_labels
+from bsym_bids.prediction.exchange import exchange_of, permuted_labels
+from bsym_bids.prediction.folds import make_folds
 from bsym_bids.prediction.kernels import FeatureKernel
 from bsym_bids.prediction.nuisance import Confounds
 from bsym_bids.prediction.records import REGRESSION, Target, Unit
@@ -127,6 +128,7 @@ def cohort_of(folder: Path, n: int | None = None) -> tuple[Target, Cohort]:
         kernels=kernels,
         confounds=Confounds(("mean_fd", "frames_kept", "roi_volume"), confounds),
         groups=tuple(f"{i:04}" for i in range(len(age))),
+        exchange=exchange_of([f"{i:04}" for i in range(len(age))]),
     )
     return Target("age", REGRESSION, age, units="years"), cohort
 
@@ -163,7 +165,7 @@ def compare_small(n: int, folder: Path) -> None:
     target = Target("age", REGRESSION, age)
     groups = [str(i) for i in range(n)]
     folds = make_folds(target, groups, n_folds=FOLDS, n_repeats=1, seed=0)
-    permuted = permuted_labels(age, groups, "both", 2, np.random.default_rng(0))
+    permuted = permuted_labels(age, exchange_of(groups), 2, np.random.default_rng(0))
     labels = np.column_stack([age, permuted])
     started = time.perf_counter()
     names = ("mean_fd", "frames_kept", "roi_volume")

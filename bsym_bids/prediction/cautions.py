@@ -78,12 +78,15 @@ class Circumstances:
         ``Name`` of the dataset's description.
     model_knows_hcp : bool
         The model was trained on people of the Human Connectome Project, see `knows_hcp`.
+    rearrangements : float
+        In how many ways labels can be shuffled, as a base 10 logarithm; infinite: enough.
     """
 
     participants: Sequence[str]
     sites: Sequence[str] | None = None
     dataset_name: str = ""
     model_knows_hcp: bool = False
+    rearrangements: float = math.inf
 
 
 def warnings_for(
@@ -116,6 +119,7 @@ def warnings_for(
         _confounds(target, results, comparisons),
         _site(target, circumstances.sites),
         _training_data(circumstances),
+        _rearrangements(target, circumstances.rearrangements),
         _chance(target, results),
         *_calibration(target, results),
     ]
@@ -296,6 +300,18 @@ def _chance(target: Target, results: Mapping[str, Scored]) -> Caution | None:
         f"the interval): {said}"
     )
     return Caution("chance", text, numbers)
+
+
+def _rearrangements(target: Target, ways: float) -> Caution | None:
+    """Warn where labels can be shuffled in so few ways that no p-value can be small."""
+    if 10**-ways <= ALPHA / 5:
+        return None
+    return Caution(
+        "few_rearrangements",
+        f"{target.name}: labels can be shuffled in {10**ways:.0f} ways only (see Exchange): no "
+        f"p-value can be below {10**-ways:.2g}, and permutation tests say little",
+        {"log10_ways": ways},
+    )
 
 
 def _calibration(target: Target, results: Mapping[str, Scored]) -> list[Caution]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from bsym_bids.pool import Workers, workers
 from bsym_bids.prediction.candidates import (
@@ -19,7 +20,8 @@ from bsym_bids.prediction.candidates import (
     Candidate,
     candidates_for,
 )
-from bsym_bids.prediction.folds import BOTH, can_train, make_folds, permuted_labels
+from bsym_bids.prediction.exchange import Exchange, permuted_labels
+from bsym_bids.prediction.folds import can_train, make_folds
 from bsym_bids.prediction.kernels import Kernel, SumKernel
 from bsym_bids.prediction.linear import Fit, predict_linear, predict_mean, training_means
 from bsym_bids.prediction.nuisance import ConfoundKernel, Confounds, no_confounds
@@ -72,8 +74,8 @@ class Cohort:
         What may carry the label.
     groups : sequence of str
         Group of each unit that stays in one fold.
-    exchange : str
-        How labels are exchangeable between groups, see `bsym_bids.prediction.folds`.
+    exchange : Exchange
+        How labels are exchangeable.
     embeddings : callable
         Returns functional and structural embeddings, (N, ROIs, dimensions) each, NaN where there
         are none; called only for the gate.
@@ -83,7 +85,7 @@ class Cohort:
     kernels: Mapping[str, Kernel]
     confounds: Confounds
     groups: Sequence[str]
-    exchange: str = BOTH
+    exchange: Exchange
     embeddings: Callable[[], tuple[Embeddings, Embeddings]] | None = None
 
 
@@ -103,6 +105,8 @@ class Evaluation:
         By key of the candidate.
     fits : mapping of str to Fit
         Fits to all labelled units of the linear candidates.
+    confounds : Confounds
+        What was regressed out: those that can be in all folds.
     """
 
     target: Target
@@ -110,6 +114,7 @@ class Evaluation:
     candidates: tuple[Candidate, ...]
     predictions: Mapping[str, Predictions] = field(default_factory=dict)
     fits: Mapping[str, Fit] = field(default_factory=dict)
+    confounds: Confounds = field(default_factory=lambda: no_confounds(0))
 
 
 def evaluate(
@@ -133,17 +138,11 @@ def evaluate(
     Evaluation
     """
     if folds is None:
-        folds = make_folds(
-            target,
-            cohort.groups,
-            n_folds=options.folds,
-            n_repeats=options.repeats,
-            seed=options.seed,
-        )
+        folds = _deal(target, cohort, options)
+    blind = folds if target.is_regression else _deal(target, cohort, options, are_blind=True)
     rng = np.random.default_rng([options.seed, 1])
-    permuted = permuted_labels(
-        target.values, cohort.groups, cohort.exchange, options.permutations, rng
-    )
+    permuted = permuted_labels(target.values, cohort.exchange, options.permutations, rng)
+    cohort = replace(cohort, confounds=_estimable(target, cohort, (folds, blind)))
     tried = tuple(
         candidate
         for candidate in candidates_for(cohort.kernels)
@@ -151,7 +150,8 @@ def evaluate(
     )
     predictions: dict[str, Predictions] = {}
     fits: dict[str, Fit] = {}
-    with _workers_for(target, options) as shared:
+    # One thread, here as in the processes: the same sums on any machine.
+    with threadpool_limits(1, user_api="blas"), _workers_for(target, options) as shared:
         for candidate in tried:
             LOGGER.info("%s: %s", target.name, candidate.title)
             if candidate.how == MEAN:
@@ -169,8 +169,34 @@ def evaluate(
                     confounds_for(candidate, cohort),
                     permuted,
                     shared,
+                    blind,
                 )
-    return Evaluation(target, folds, tried, predictions, fits)
+    return Evaluation(target, folds, tried, predictions, fits, cohort.confounds)
+
+
+def _deal(target: Target, cohort: Cohort, options: Options, *, are_blind: bool = False) -> Folds:
+    return make_folds(
+        target,
+        cohort.groups,
+        n_folds=options.folds,
+        n_repeats=options.repeats,
+        seed=options.seed,
+        are_blind=are_blind,
+    )
+
+
+def _estimable(target: Target, cohort: Cohort, folds: Sequence[Folds]) -> Confounds:
+    """Return the confounds that can be regressed out in all folds, and name the others."""
+    kept = cohort.confounds.estimable(folds, target.labelled)
+    lost = [name for name in cohort.confounds.names if name not in kept.names]
+    if lost:
+        LOGGER.warning(
+            "%s: not regressed out: %s: does not vary, or follows from other confounds, where two "
+            "folds are left out",
+            target.name,
+            ", ".join(lost),
+        )
+    return kept
 
 
 def kernel_of(candidate: Candidate, cohort: Cohort) -> Kernel:

@@ -1,4 +1,4 @@
-"""Who is predicted by whom, and how labels are shuffled for a permutation test."""
+"""Who is predicted by whom."""
 
 from __future__ import annotations
 
@@ -10,27 +10,33 @@ from numpy.typing import NDArray
 from bsym_bids.errors import BadDataError
 from bsym_bids.prediction.records import Folds, Target
 
-#: Numbers are stratified by as many quantile bins as there are folds, but no more than this.
-_MOST_BINS = 10
-#: How labels may be exchanged: inside of a group; whole groups of equal size; or both.
-WITHIN, WHOLE, BOTH = "within", "whole", "both"
-
 
 def make_folds(
-    target: Target, groups: Sequence[str], *, n_folds: int, n_repeats: int, seed: int
+    target: Target,
+    groups: Sequence[str],
+    *,
+    n_folds: int,
+    n_repeats: int,
+    seed: int,
+    are_blind: bool = False,
 ) -> Folds:
-    """Deal the labelled units out to folds, whole groups together, labels spread evenly.
+    """Deal the labelled units out to folds, whole groups together, classes spread evenly.
+
+    Numbers are not looked at: permuted labels would be spread less evenly over folds than the true
+    ones, and a permutation test that compares the two finds what is not there.
 
     Parameters
     ----------
     target : Target
-        Its labels are spread over the folds: classes, or quantile bins of numbers.
+        Its classes are spread over the folds.
     groups : sequence of str, length N
         Units of one group (person, family, site) are never on both sides of a split.
     n_folds, n_repeats : int
         Folds of a repeat, and how often everyone is dealt out anew.
     seed : int
         Repeat r is dealt with ``seed + r``.
+    are_blind : bool
+        Classes are not looked at either, as a permutation test takes it.
 
     Returns
     -------
@@ -51,7 +57,9 @@ def make_folds(
             f"{target.name}: {n_groups} groups cannot be dealt out to {n_folds} folds",
             hint=f"choose --folds {n_groups} or fewer, or another --group-by",
         )
-    strata = _strata(target, n_folds)[labelled]
+    strata = np.zeros(len(labelled), int)
+    if not target.is_regression and not are_blind:
+        strata = target.values[labelled].astype(int)
     alone = n_groups == len(labelled)
     kind, together = (StratifiedKFold, None) if alone else (StratifiedGroupKFold, own)
     assignment = np.full((n_repeats, len(target.values)), -1)
@@ -112,79 +120,3 @@ def can_train(target: Target, folds: Folds, members: NDArray[np.bool_], n_column
                 if len(left) <= n_columns or len(np.unique(left)) < 2:
                     return False
     return True
-
-
-def _strata(target: Target, n_folds: int) -> NDArray[np.int64]:
-    """Return the stratum of each unit: its class, or the quantile bin of its number."""
-    if not target.is_regression:
-        return np.nan_to_num(target.values, nan=-1).astype(np.int64)
-    labelled = target.labelled
-    bins = max(1, min(_MOST_BINS, n_folds, labelled.sum() // n_folds))
-    ranks = np.full(len(target.values), -1)
-    ranks[labelled] = np.argsort(np.argsort(target.values[labelled], kind="stable"), kind="stable")
-    return np.where(labelled, ranks * bins // max(labelled.sum(), 1), -1)
-
-
-def permuted_labels(
-    values: NDArray[np.float64],
-    groups: Sequence[str],
-    how: str,
-    n_permutations: int,
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
-    """Shuffle labels as far as they are exchangeable if nothing predicts them.
-
-    Parameters
-    ----------
-    values : ndarray, shape (N,)
-        Labels; NaN stay where they are.
-    groups : sequence of str, length N
-        The blocks of exchangeability (Winkler et al. 2015).
-    how : str
-        `WITHIN`: inside of each block alone, as for sites, whose difference is no finding, and for
-        states of one person. `WHOLE`: blocks of the same size are exchanged as wholes, their order
-        kept, as for persons with several sessions. `BOTH`: as for families, whose members are
-        exchangeable, too.
-    n_permutations : int
-        How many.
-    rng : numpy.random.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    ndarray, shape (N, n_permutations)
-    """
-    labelled = np.flatnonzero(np.isfinite(values))
-    blocks = _blocks(np.asarray(groups, dtype=str)[labelled])
-    shuffled = np.repeat(values[:, None], n_permutations, axis=1)
-    for column in range(n_permutations):
-        taken_from = np.arange(len(labelled))
-        for of_one_size in blocks.values():
-            sources = of_one_size
-            if how != WITHIN:
-                sources = of_one_size[rng.permutation(len(of_one_size))]
-            if how != WHOLE:
-                sources = rng.permuted(sources, axis=1)
-            taken_from[of_one_size.ravel()] = sources.ravel()
-        shuffled[labelled, column] = values[labelled[taken_from]]
-    return shuffled
-
-
-def _blocks(groups: NDArray[np.str_]) -> dict[int, NDArray[np.int64]]:
-    """Return by size the blocks of that size, one per row, as positions of their members."""
-    members = [np.flatnonzero(groups == name) for name in np.unique(groups)]
-    sizes = sorted({len(block) for block in members})
-    return {size: np.array([m for m in members if len(m) == size]) for size in sizes}
-
-
-def n_rearrangements(groups: Sequence[str], how: str) -> float:
-    """Return in how many ways labels can be rearranged, as a base 10 logarithm."""
-    from scipy.special import gammaln
-
-    total = 0.0
-    for size, blocks in _blocks(np.asarray(groups, dtype=str)).items():
-        if how != WITHIN:
-            total += gammaln(len(blocks) + 1)
-        if how != WHOLE:
-            total += len(blocks) * gammaln(size + 1)
-    return float(total / np.log(10))

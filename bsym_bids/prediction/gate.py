@@ -260,6 +260,12 @@ def _folds(target: Target, groups: NDArray[np.str_], seed: int) -> NDArray[np.in
     if not target.is_regression:
         smallest = np.unique(target.values, return_counts=True)[1].min()
     n_folds = max(_FEWEST_FOLDS, min(_FOLDS, n_groups, smallest))
+    if target.is_regression:
+        # Spread evenly, by as many bins as there are folds: all these units train.
+        ranks = np.argsort(np.argsort(target.values, kind="stable"), kind="stable")
+        bins = ranks * n_folds // len(ranks)
+        names = tuple(str(number) for number in range(n_folds))
+        target = replace(target, task=CLASSIFICATION, values=bins.astype(float), classes=names)
     dealt = make_folds(target, groups.tolist(), n_folds=n_folds, n_repeats=1, seed=seed)
     return np.unique(dealt.assignment[0], return_inverse=True)[1]
 

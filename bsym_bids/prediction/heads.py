@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from bsym_bids.errors import BadDataError, InputMissingError
 from bsym_bids.outputs.publish import explained
-from bsym_bids.prediction.evaluation import Cohort, Evaluation, confounds_for
+from bsym_bids.prediction.evaluation import Cohort, Evaluation
 from bsym_bids.prediction.linear import Fit
 from bsym_bids.prediction.logistic import probabilities
-from bsym_bids.prediction.nuisance import Confounds
 from bsym_bids.prediction.records import CLASSIFICATION
 
 FORMAT = "bsym-bids head, version 1"
@@ -150,23 +149,20 @@ def heads_of(evaluation: Evaluation, cohort: Cohort, load: Loader) -> dict[str, 
             scale = 1.0
             if len(candidate.kinds) > 1:
                 scale = cohort.kernels[kind].scale(fit.training)
-            part, own = _part(values, fit, confounds_for(candidate, cohort), scale)
+            part, own = _part(values, fit, scale)
             parts[candidate.key][kind] = part
             scores[candidate.key] = scores[candidate.key] + own
     return {
         candidate.key: _head(
             parts[candidate.key],
             evaluation.fits[candidate.key],
-            confounds_for(candidate, cohort),
             scores[candidate.key],
         )
         for candidate in linear
     }
 
 
-def _part(
-    values: NDArray[np.floating], fit: Fit, confounds: Confounds, scale: float
-) -> tuple[Part, NDArray[np.float64]]:
+def _part(values: NDArray[np.floating], fit: Fit, scale: float) -> tuple[Part, NDArray[np.float64]]:
     """Return the weights of one kind, and what they make of each unit, (N, m)."""
     used = fit.training
     known = np.isfinite(values[used])
@@ -175,7 +171,7 @@ def _part(
     means = total / np.maximum(count, 1)
     filled = np.where(np.isfinite(values), values, means)
     filled[:, count == 0] = 0  # nothing is known of them
-    design = confounds.design(used)
+    design = fit.confounds.design(used)
     fitting = np.zeros(design.T.shape)
     fitting[:, used] = np.linalg.pinv(design[used])
     residual_dual = fit.dual - fitting.T @ (design.T @ fit.dual)
@@ -183,11 +179,9 @@ def _part(
     return Part(weights.astype(np.float32), means.astype(np.float32)), filled @ weights
 
 
-def _head(
-    parts: Mapping[str, Part], fit: Fit, confounds: Confounds, scores: NDArray[np.float64]
-) -> Head:
+def _head(parts: Mapping[str, Part], fit: Fit, scores: NDArray[np.float64]) -> Head:
     """Put the parts together with what the confounds explain of their scores in training."""
-    used = fit.training
+    used, confounds = fit.training, fit.confounds
     values = confounds.values
     means = np.array([np.nanmean(column[used]) for column in values.T])
     filled = np.where(np.isfinite(values), values, means)

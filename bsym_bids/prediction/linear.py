@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +40,15 @@ class Fit:
         As a multiple of `Kernel.scale`.
     training : ndarray of bool, shape (N,)
         Who trained.
+    confounds : Confounds
+        What was regressed out of the features.
     """
 
     dual: NDArray[np.float64]
     intercept: NDArray[np.float64]
     penalty: float
     training: NDArray[np.bool_]
+    confounds: Confounds
 
 
 def predict_linear(
@@ -56,6 +59,7 @@ def predict_linear(
     confounds: Confounds,
     permuted: NDArray[np.float64],
     workers: Workers | None = None,
+    blind: Folds | None = None,
 ) -> tuple[Predictions, Fit]:
     """Predict a target from features, everyone out of fold, and the unlabelled by all.
 
@@ -75,11 +79,14 @@ def predict_linear(
     folds : Folds
         Who is predicted by whom.
     confounds : Confounds
-        Regressed out of the features in training.
+        Regressed out of the features in training, as far as they can be (`Confounds.estimable`).
     permuted : ndarray, shape (N, permutations)
-        Permuted labels, as `bsym_bids.prediction.folds.permuted_labels` returns them.
+        Permuted labels, as `bsym_bids.prediction.exchange.permuted_labels` returns them.
     workers : Workers, optional
         Processes that share the work; without them it is done here.
+    blind : Folds, optional
+        Folds that were dealt without a look at classes, for the permutation test; default: the
+        same ones, for numbers.
 
     Returns
     -------
@@ -87,15 +94,19 @@ def predict_linear(
     fit : Fit
         What predicts the unlabelled.
     """
-    regression = Regression(kernel, confounds, folds)
-    found, statistic, null = _nested_ridge_and_null(regression, target, permuted, workers)
-    out_of_fold = found.values[:, :, 0]
+    blind = blind or folds
+    members = kernel.present & target.labelled
+    confounds = confounds.estimable((folds, blind), members)
+    regression = Regression(kernel, confounds, blind)
+    statistic, null = np.nan, np.empty(0)
+    if target.is_regression or permuted.shape[1]:
+        found, statistic, null = _nested_ridge_and_null(regression, target, permuted, workers)
+        out_of_fold = found.values[:, :, 0]
     if not target.is_regression:
-        regression = replace(regression, penalties=logistic.PENALTIES)
+        regression = Regression(kernel, confounds, folds, logistic.PENALTIES)
         found = logistic.nested_logistic(regression, target.values, len(target.classes), workers)
         out_of_fold = found.values
     fit = _fit_all(regression, target, _overall(found.penalties))
-    members = regression.members
     unlabelled = kernel.present & ~target.labelled
     return (
         Predictions(
@@ -159,7 +170,7 @@ def _fit_all(regression: Regression, target: Target, penalty: float) -> Fit:
     training = regression.members
     if target.is_regression:
         fitted = fit_ridge(regression, training, target.values[:, None], penalty)
-        return Fit(fitted.dual, fitted.intercept, penalty, training)
+        return Fit(fitted.dual, fitted.intercept, penalty, training, regression.confounds)
     members = np.flatnonzero(training)
     inner = residual_gram(regression, training)[np.ix_(members, members)]
     points, bound = logistic.points_of(inner)
@@ -173,7 +184,7 @@ def _fit_all(regression: Regression, target: Target, penalty: float) -> Fit:
     )
     dual = np.zeros((len(training), fits.weights.shape[2]))
     dual[members] = points @ (fits.weights[:, 0] / bound[:, None])
-    return Fit(dual, fits.intercepts[0], penalty, training)
+    return Fit(dual, fits.intercepts[0], penalty, training, regression.confounds)
 
 
 def _apply(regression: Regression, fit: Fit, target: Target) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bsym_bids.errors import BadDataError, UsageError
-from bsym_bids.prediction.folds import BOTH, WHOLE, WITHIN
+from bsym_bids.prediction.exchange import Exchange, exchange_of
 from bsym_bids.prediction.inventory import Inventory
 from bsym_bids.prediction.phenotypes import Phenotypes
 from bsym_bids.prediction.records import CLASSIFICATION, Target, Unit
@@ -31,8 +31,8 @@ class Question:
         N units, in the order of the target.
     groups : tuple of str
         Group of each unit that is never on both sides of a split.
-    exchange : str
-        How labels are exchangeable between groups, see `bsym_bids.prediction.folds`.
+    exchange : Exchange
+        How labels are exchangeable.
     sites : tuple of str, optional
         Site of each unit, where the tables know it.
     warnings : tuple of str
@@ -42,7 +42,7 @@ class Question:
     target: Target
     units: tuple[Unit, ...]
     groups: tuple[str, ...]
-    exchange: str = BOTH
+    exchange: Exchange
     sites: tuple[str, ...] | None = None
     warnings: tuple[str, ...] = ()
 
@@ -90,25 +90,26 @@ def ask_column(
     column = phenotypes.column(name)
     units = tuple(make_units(column, sessions_of(inventory)))
     target = make_target(column, units, task_type, LEAST_LABELLED)
-    several = len({unit.participant for unit in units}) < len(units)
-    exchange = WHOLE if several else BOTH
-    labels: Sequence[str] = [unit.participant for unit in units]
-    if group_by is not None:
-        labels = group_labels(phenotypes.column(group_by), units)
-        exchange = WITHIN if group_by == site else exchange
-    groups = joined_groups(units, labels)
+    groups = _groups(group_by, phenotypes, units)
     check_class_sizes(target, n_folds, groups)
-    return Question(
-        target,
-        units,
-        groups,
-        exchange,
-        _sites(site, phenotypes, units, asked=group_by == site),
-        unmatched(column, units).warnings,
+    sites = _sites(site, phenotypes, units, asked=group_by == site)
+    exchange = exchange_of(
+        [unit.participant for unit in units],
+        groups=None if group_by in (None, site) else groups,
+        sites=sites,
     )
+    return Question(target, units, groups, exchange, sites, unmatched(column, units).warnings)
 
 
-def ask_state(labels: Sequence[str], inventory: Inventory, n_folds: int = 5) -> Question:
+def ask_state(
+    labels: Sequence[str],
+    inventory: Inventory,
+    n_folds: int = 5,
+    *,
+    phenotypes: Phenotypes | None = None,
+    group_by: str | None = None,
+    site: str = "site",
+) -> Question:
     """Ask which of several sessions or tasks of the same people data are from.
 
     Parameters
@@ -119,11 +120,16 @@ def ask_state(labels: Sequence[str], inventory: Inventory, n_folds: int = 5) -> 
         Who has outputs.
     n_folds : int
         Every state must have as many people.
+    phenotypes : Phenotypes, optional
+        The tables, where there are any.
+    group_by, site : str
+        As for `ask_column`.
 
     Returns
     -------
     Question
-        All data of a person are in one fold, and labels are shuffled within persons.
+        All data of a person, and of a group, are in one fold, and labels are shuffled within
+        persons.
 
     Raises
     ------
@@ -166,8 +172,15 @@ def ask_state(labels: Sequence[str], inventory: Inventory, n_folds: int = 5) -> 
             f"--state {' '.join(labels)}: {len(people)} participants have one of them, and at "
             f"least {LEAST_LABELLED} are needed"
         )
-    check_class_sizes(target, n_folds)
-    return Question(target, units, tuple(unit.participant for unit in units), WITHIN)
+    groups, sites = tuple(unit.participant for unit in units), None
+    if phenotypes is not None:
+        groups = _groups(group_by, phenotypes, units)
+        sites = _sites(site, phenotypes, units, asked=group_by == site)
+    elif group_by is not None:
+        raise UsageError(f"--group-by {group_by}: there are no tables with such a column")
+    check_class_sizes(target, n_folds, groups)
+    persons = [unit.participant for unit in units]
+    return Question(target, units, groups, exchange_of(persons, are_units_free=True), sites)
 
 
 def sessions_of(inventory: Inventory) -> dict[str, list[str]]:
@@ -197,6 +210,13 @@ def joined_groups(units: Sequence[Unit], labels: Sequence[str]) -> tuple[str, ..
         first, second = sorted((root(f"person {unit.participant}"), root(name)))
         parent[second] = first
     return tuple(root(name) for name in names)
+
+
+def _groups(group_by: str | None, phenotypes: Phenotypes, units: Sequence[Unit]) -> tuple[str, ...]:
+    """Return what is never on both sides of a split: persons, and what holds several of them."""
+    if group_by is None:
+        return joined_groups(units, [unit.participant for unit in units])
+    return joined_groups(units, group_labels(phenotypes.column(group_by), units))
 
 
 def _sites(

@@ -267,7 +267,6 @@ def by_matrix(
                 regression.kernel.key(training),
                 regression.kernel.scale(training),
                 regression.confounds.key(training),
-                regression.confounds.design(training).shape[1],
             )
             found.setdefault(key, (training, {}))[1].setdefault(repeat, []).append(int(fold))
     yield from found.values()

@@ -25,6 +25,7 @@ from bsym_bids.prediction.comparisons import Comparison, compare
 from bsym_bids.prediction.confound_sources import confounds_named, gather_confounds
 from bsym_bids.prediction.consistency import check_consistent, settings_of
 from bsym_bids.prediction.evaluation import Cohort, Evaluation, Options, evaluate
+from bsym_bids.prediction.exchange import n_rearrangements
 from bsym_bids.prediction.features import COMBINATION, FeatureKind, available_kinds
 from bsym_bids.prediction.folds import leave_group_out
 from bsym_bids.prediction.heads import HeadFile, heads_of, read_heads, write_heads
@@ -103,7 +104,15 @@ class Study:
 
     def tell_states(self, labels: Sequence[str]) -> list[str | Path]:
         """Tell sessions or tasks of the same people apart; as `predict`."""
-        question = ask_state(labels, self.inventory, self.config.folds)
+        config = self.config
+        question = ask_state(
+            labels,
+            self.inventory,
+            config.folds,
+            phenotypes=self._phenotypes_if_any(),
+            group_by=config.group_by,
+            site=config.site,
+        )
         return self._answer(question, "state" + "".join(labels))
 
     def _answer(self, question: Question, label: str) -> list[str | Path]:
@@ -175,6 +184,7 @@ class Study:
             question.sites,
             _dataset_name(self.config.bids_dir),
             _knows_hcp(self.inventory, self.config.model_dir),
+            n_rearrangements(target.values, question.exchange),
         )
         corrected = {}
         if target.is_regression:
@@ -190,8 +200,8 @@ class Study:
             verdict=verdict(target, scored, comparisons),
             cautions=warnings_for(target, scored, comparisons, about),
             corrected=corrected,
-            confounds=cohort.confounds,
-            settings=self._settings(question, cohort),
+            confounds=evaluation.confounds,
+            settings=self._settings(question, cohort, evaluation),
             sources=self._sources(question),
             by_site=by_site,
         )
@@ -234,7 +244,9 @@ class Study:
         files = self.source.files(question.units)
         return found + [f"bids::{path.relative_to(output_dir).as_posix()}" for path in files]
 
-    def _settings(self, question: Question, cohort: Cohort) -> dict[str, Any]:
+    def _settings(
+        self, question: Question, cohort: Cohort, evaluation: Evaluation
+    ) -> dict[str, Any]:
         config = self.config
         return {
             "Column": question.target.name,
@@ -243,13 +255,16 @@ class Study:
             "Labelled": int(question.target.labelled.sum()),
             "Groups": len(set(question.groups)),
             "GroupBy": config.group_by or "participant",
-            "Exchange": question.exchange,
+            "Exchange": question.exchange.said,
             "Folds": config.folds,
             "Repeats": config.repeats,
             "GateRepeats": Options().gate_repeats,
             "Permutations": config.permutations,
             "Bootstrap": config.bootstrap,
-            "Confounds": list(cohort.confounds.names),
+            "Confounds": list(evaluation.confounds.names),
+            "ConfoundsLeftOut": sorted(
+                set(cohort.confounds.names) - set(evaluation.confounds.names)
+            ),
             "Harmonize": config.harmonize,
             "Features": sorted(cohort.kernels),
             "Combination": COMBINATION,

@@ -54,11 +54,6 @@ _CAUTIONS = {
     "calibration": "Probabilities are not calibrated",
 }
 #: How labels were shuffled, see `bsym_bids.prediction.folds`.
-_EXCHANGE = {
-    "within": "labels shuffled within groups",
-    "whole": "labels shuffled between groups of the same size, as wholes",
-    "both": "labels shuffled within groups and between those of the same size",
-}
 #: Scores lie between 0 and 1, or close: these many decimals.
 _SCORE_DECIMALS = 2
 
@@ -320,7 +315,7 @@ def _methods(result: Result) -> list[tuple[str, str]]:
     """Return how predictions were made and tested."""
     folds = result.evaluation.folds
     permutations = int(_setting(result, "Permutations", 0))
-    exchange = _EXCHANGE.get(result.question.exchange, "")
+    exchange = result.question.exchange.said
     return [
         ("Folds", f"{folds.n_folds} folds, {folds.n_repeats} times"),
         ("Permutations", f"{permutations:,}; {exchange}" if permutations else "none"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bsym_bids.prediction.evaluation import Cohort, Options, evaluate
-from bsym_bids.prediction.folds import BOTH
+from bsym_bids.prediction.exchange import exchange_of
 from bsym_bids.prediction.kernels import FeatureKernel
 from bsym_bids.prediction.nuisance import Confounds
 from bsym_bids.prediction.records import CLASSIFICATION, REGRESSION, Target, Unit
@@ -30,7 +30,10 @@ def known_cohort(recipe, n, *, kinds=KINDS, confounds=CONFOUNDS, groups=None, **
         kernels={key: FeatureKernel(values) for key, values in simulated.features.items()},
         confounds=Confounds(tuple(names), values),
         groups=tuple(simulated.participants if groups is None else getattr(simulated, groups)),
-        exchange=BOTH,
+        exchange=exchange_of(
+            simulated.participants,
+            groups=None if groups is None else getattr(simulated, groups),
+        ),
     )
     return simulated, target, cohort
 

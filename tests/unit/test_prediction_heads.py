@@ -4,6 +4,7 @@ from sklearn.linear_model import LinearRegression, Ridge
 
 from bsym_bids.errors import BadDataError, InputMissingError
 from bsym_bids.prediction.evaluation import Cohort, Options, evaluate
+from bsym_bids.prediction.exchange import exchange_of
 from bsym_bids.prediction.heads import HeadFile, heads_of, read_heads, write_heads
 from bsym_bids.prediction.kernels import FeatureKernel, HarmonizedKernel
 from bsym_bids.prediction.nuisance import Confounds
@@ -31,6 +32,7 @@ def _evaluated(features, confounds, target):
         kernels={key: FeatureKernel(values) for key, values in features.items()},
         confounds=Confounds(("fd", "age"), confounds),
         groups=tuple(map(str, range(N))),
+        exchange=exchange_of(tuple(map(str, range(N)))),
     )
     return evaluate(target, cohort, Options(4, 1, 0)), cohort
 

@@ -16,6 +16,7 @@ from bsym_bids.prediction.candidates import CANDIDATES, first_of
 from bsym_bids.prediction.cautions import Caution
 from bsym_bids.prediction.comparisons import compare
 from bsym_bids.prediction.evaluation import Evaluation
+from bsym_bids.prediction.exchange import exchange_of
 from bsym_bids.prediction.nuisance import Confounds
 from bsym_bids.prediction.questions import Question
 from bsym_bids.prediction.records import (
@@ -131,7 +132,7 @@ def make_result(kind="age", n=60, *, seed=0, lacking=(), permutations=99, repeat
         if base in predictions and key != base
     ]
     return Result(
-        question=Question(target, units, groups),
+        question=Question(target, units, groups, exchange_of(groups)),
         evaluation=Evaluation(target, folds, tried, predictions),
         scored=scored,
         comparisons=comparisons,
