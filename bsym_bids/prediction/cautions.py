@@ -18,10 +18,10 @@ from bsym_bids.prediction.scores import Scored
 from bsym_bids.prediction.verdict import (
     ALPHA,
     above_chance,
+    against_confounds,
     brain_candidates,
-    find,
     is_above_chance,
-    is_interval_above_chance,
+    is_tested,
     say_difference,
     say_score,
     title_of,
@@ -80,6 +80,8 @@ class Circumstances:
         The model was trained on people of the Human Connectome Project, see `knows_hcp`.
     rearrangements : float
         In how many ways labels can be shuffled, as a base 10 logarithm; infinite: enough.
+    relatives : str
+        Column of families that was not asked for; empty without.
     """
 
     participants: Sequence[str]
@@ -87,6 +89,7 @@ class Circumstances:
     dataset_name: str = ""
     model_knows_hcp: bool = False
     rearrangements: float = math.inf
+    relatives: str = ""
 
 
 def warnings_for(
@@ -120,6 +123,8 @@ def warnings_for(
         _site(target, circumstances.sites),
         _training_data(circumstances),
         _rearrangements(target, circumstances.rearrangements),
+        _permutations(target, results),
+        _relatives(target, circumstances.relatives),
         _chance(target, results),
         *_calibration(target, results),
     ]
@@ -181,10 +186,9 @@ def _confounds(
     if confounds is None or not confounds.n_units:
         return None
     carried = is_above_chance(confounds)
-    pairs = [find(comparisons, key, "confounds") for key in above_chance(results)]
-    known = [pair for pair in pairs if pair and math.isfinite(pair.difference)]
+    known = against_confounds(comparisons, brain_candidates(results)).values()
     best = max(known, key=lambda pair: pair.difference, default=None)
-    as_good = best is not None and best.difference <= 0
+    as_good = best is not None and best.difference <= 0 and bool(above_chance(results))
     if not carried and not as_good:
         return None
     text = f"{target.name}: confounds alone "
@@ -279,15 +283,9 @@ def _training_data(circumstances: Circumstances) -> Caution | None:
 
 
 def _chance(target: Target, results: Mapping[str, Scored]) -> Caution | None:
-    """Warn of candidates from the brain whose p-value or interval does not exclude chance."""
-    brain = brain_candidates(results)
-    failing = []
-    for key in brain:
-        result = results[key]
-        has_interval = any(math.isfinite(low) for low, _ in result.intervals.values())
-        inside = has_interval and not is_interval_above_chance(result)
-        if inside or not is_above_chance(result):
-            failing.append(key)
+    """Warn of candidates from the brain that were tested and not shown to be above chance."""
+    above = above_chance(results)
+    failing = [k for k in brain_candidates(results) if k not in above and is_tested(results[k])]
     if not failing:
         return None
     if len(failing) > _LISTED:  # the table has their scores
@@ -295,10 +293,7 @@ def _chance(target: Target, results: Mapping[str, Scored]) -> Caution | None:
     else:
         said = "; ".join(f"{title_of(key)}, {say_score(target, results[key])}" for key in failing)
     numbers = {key: results[key].p for key in failing}
-    text = (
-        f"{target.name}: not shown to be better than chance (p above {ALPHA:g}, or chance within "
-        f"the interval): {said}"
-    )
+    text = f"{target.name}: not shown to be better than chance: {said}"
     return Caution("chance", text, numbers)
 
 
@@ -311,6 +306,32 @@ def _rearrangements(target: Target, ways: float) -> Caution | None:
         f"{target.name}: labels can be shuffled in {10**ways:.0f} ways only (see Exchange): no "
         f"p-value can be below {10**-ways:.2g}, and permutation tests say little",
         {"log10_ways": ways},
+    )
+
+
+def _permutations(target: Target, results: Mapping[str, Scored]) -> Caution | None:
+    """Warn where permutations are too few for anything to be found."""
+    brain = [key for key in brain_candidates(results) if math.isfinite(results[key].p)]
+    least = max((results[key].least_p for key in brain), default=0.0)
+    if least * len(brain) <= ALPHA:
+        return None
+    needed = math.ceil(len(brain) / ALPHA)
+    text = f"{target.name}: no p-value can be below {least:.2g} with so few permutations"
+    if least <= ALPHA:
+        text += f", and after correction for {len(brain)} sets of features none can be small"
+    text += f": take --permutations {needed} or more"
+    return Caution("few_permutations", text, {"least_p": least})
+
+
+def _relatives(target: Target, column: str) -> Caution | None:
+    """Warn of relatives on both sides of a split."""
+    if not column:
+        return None
+    return Caution(
+        "relatives",
+        f"{target.name}: by the column {column}, some participants belong together, and may be on "
+        "both sides of a split: who is alike is then predicted by each other; see --group-by "
+        f"{column}",
     )
 
 

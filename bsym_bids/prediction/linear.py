@@ -21,6 +21,8 @@ from bsym_bids.prediction.ridge import (
     residual_gram,
 )
 
+#: Decimals of scores for classes of 0 and 1 that are more than rounding in single precision.
+_TIED = 5
 #: Permutations that are regressed at once: bounds the memory.
 _AT_ONCE = 1000
 
@@ -284,7 +286,8 @@ def area_under_curve(
     scores, positive : ndarray, shape (n, columns)
         Larger scores speak for positive units.
     """
-    ranks = rankdata(scores, axis=0)
+    # Of one size but for rounding is of one size: predictions from features that are all alike.
+    ranks = rankdata(np.round(scores, _TIED), axis=0)
     count = positive.sum(axis=0)
     above = (ranks * positive).sum(axis=0) - count * (count + 1) / 2
     return above / (count * (len(scores) - count))

@@ -123,6 +123,8 @@ class Scored:
         Of the permutation test; NaN without one.
     n_units : int
         Labelled units that it predicts.
+    least_p : float
+        Smallest p-value that so many permutations can give; 0 where that does not matter.
     """
 
     candidate: str
@@ -130,6 +132,7 @@ class Scored:
     intervals: Mapping[str, tuple[float, float]]
     p: float
     n_units: int
+    least_p: float = 0.0
 
 
 def primary_metric(target: Target) -> str:
@@ -177,6 +180,7 @@ def assess(
         intervals=bootstrap_intervals(target, predictions, groups, n_resamples, rng),
         p=permutation_p(predictions.null_statistic, predictions.null_scores),
         n_units=int(scored_units(target, predictions).any(axis=0).sum()),
+        least_p=1 / (1 + len(predictions.null_scores)) if len(predictions.null_scores) else 0.0,
     )
 
 

@@ -21,12 +21,13 @@ from bsym_bids.prediction.assembly import Source, gated_embeddings, make_kernels
 from bsym_bids.prediction.bias import correct_bias
 from bsym_bids.prediction.candidates import CONFOUNDS, HEADLINES, REFERENCES, first_of
 from bsym_bids.prediction.cautions import Circumstances, knows_hcp, warnings_for
+from bsym_bids.prediction.column_values import class_names
 from bsym_bids.prediction.comparisons import Comparison, compare
 from bsym_bids.prediction.confound_sources import confounds_named, gather_confounds
 from bsym_bids.prediction.consistency import check_consistent, settings_of
 from bsym_bids.prediction.evaluation import Cohort, Evaluation, Options, evaluate
 from bsym_bids.prediction.exchange import n_rearrangements
-from bsym_bids.prediction.features import COMBINATION, FeatureKind, available_kinds
+from bsym_bids.prediction.features import COMBINATION, available_kinds, chosen_kinds
 from bsym_bids.prediction.folds import leave_group_out
 from bsym_bids.prediction.heads import HeadFile, heads_of, read_heads, write_heads
 from bsym_bids.prediction.inventory import Inventory
@@ -38,9 +39,12 @@ from bsym_bids.prediction.records import Target, Unit
 from bsym_bids.prediction.results import Result
 from bsym_bids.prediction.scores import Scored, assess
 from bsym_bids.prediction.store import FILE_NAME, FeatureStore
+from bsym_bids.prediction.units import of_units
 from bsym_bids.prediction.verdict import RANDOM, verdict
 
 LOGGER = logging.getLogger("bsym_bids")
+#: Columns that usually say who is related to whom.
+FAMILY_COLUMNS = ("family", "family_id", "household", "twin_pair", "mother_id")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +83,7 @@ class Study:
         cautions = check_consistent(inventory)
         kinds = {kind.key: kind for kind in available_kinds(inventory)}
         kinds |= random_kinds(inventory, config.model_dir, config.seed)
-        kinds = _chosen(kinds, config.features)
+        kinds = chosen_kinds(kinds, config.features)
         store = FeatureStore(work / FILE_NAME, inventory.output_dir)
         return cls(config, inventory, Source(store, inventory, kinds, n_workers), cautions)
 
@@ -185,6 +189,7 @@ class Study:
             _dataset_name(self.config.bids_dir),
             _knows_hcp(self.inventory, self.config.model_dir),
             n_rearrangements(target.values, question.exchange),
+            self._relatives(question),
         )
         corrected = {}
         if target.is_regression:
@@ -205,6 +210,24 @@ class Study:
             sources=self._sources(question),
             by_site=by_site,
         )
+
+    def _relatives(self, question: Question) -> str:
+        """Return a column of families that holds several people and was not asked for."""
+        phenotypes = self._phenotypes_if_any()
+        if phenotypes is None or self.config.group_by not in (None, self.config.site):
+            return ""
+        for name in FAMILY_COLUMNS:
+            column = phenotypes.optional(name)
+            if column is None:
+                continue
+            members: dict[str, str] = {}
+            known = of_units(class_names(column), question.units)
+            for unit, families in zip(question.units, known, strict=True):
+                if any(
+                    members.setdefault(f, unit.participant) != unit.participant for f in families
+                ):
+                    return name
+        return ""
 
     def _scores(self, question: Question, evaluation: Evaluation) -> dict[str, Scored]:
         groups: Sequence[str] = question.groups
@@ -332,15 +355,6 @@ class Study:
             predicted[key] = file.predict(key, features, confounds)
         about = {"Head": path.name, **file.about}
         return [write_applied(target, units, predicted, about, self.inventory.output_dir)]
-
-
-def _chosen(kinds: Mapping[str, FeatureKind], wanted: Sequence[str]) -> dict[str, FeatureKind]:
-    for key in wanted:
-        if key not in kinds:
-            raise UsageError(
-                f"--features {key}: there are none", hint=f"there are: {', '.join(kinds)}"
-            )
-    return {key: kind for key, kind in kinds.items() if not wanted or key in wanted}
 
 
 def _comparisons(

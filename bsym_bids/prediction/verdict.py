@@ -23,6 +23,8 @@ ALPHA = 0.05
 LEAST_GAIN = 0.05
 #: What is not of the brain.
 NOT_BRAIN = ("mean", "confounds")
+#: Controls, which stand beside what they control for and are not counted.
+CONTROLS = ("random_functional", "random_structural", "random_concatenated")
 #: The untrained twin of what stands for the network.
 RANDOM = {
     "bs_concatenated": "random_concatenated",
@@ -76,7 +78,8 @@ def verdict(
 
 def brain_candidates(results: Mapping[str, Scored]) -> list[str]:
     """Return keys of the candidates that predict from the brain, for whom there is a score."""
-    return [key for key, result in results.items() if key not in NOT_BRAIN and result.n_units]
+    left_out = (*NOT_BRAIN, *CONTROLS)
+    return [key for key, result in results.items() if key not in left_out and result.n_units]
 
 
 def title_of(key: str) -> str:
@@ -89,17 +92,35 @@ def chance_metric(target: Target) -> str:
     return "r2" if target.is_regression else "auc"
 
 
+def has_p(result: Scored) -> bool:
+    """Return whether there is a p-value that could have been small enough."""
+    return math.isfinite(result.p) and result.least_p <= ALPHA
+
+
+def is_tested(result: Scored) -> bool:
+    """Return whether a candidate has a p-value that counts, or an interval."""
+    return has_p(result) or math.isfinite(_low(result))
+
+
 def is_above_chance(result: Scored, alpha: float = ALPHA) -> bool:
-    """Return whether a candidate is better than chance: by its p-value, else by its interval."""
-    if math.isfinite(result.p):
-        return result.p <= alpha
-    return is_interval_above_chance(result)
+    """Return whether a candidate is better than chance.
+
+    Its score has to be, and its p-value small, or without one that counts its interval above
+    chance. Of predictions that are worse than the mean, those of shuffled labels may be worse yet.
+    """
+    name = _known_for_chance(result)
+    if not result.scores[name] > METRICS[name].chance:
+        return False
+    return result.p <= alpha if has_p(result) else _low(result) > METRICS[name].chance
 
 
-def is_interval_above_chance(result: Scored) -> bool:
-    """Return whether the interval of the score that is known for chance lies above it."""
-    name = "r2" if "r2" in result.scores else "auc"
-    return result.intervals.get(name, (math.nan, math.nan))[0] > METRICS[name].chance
+def _known_for_chance(result: Scored) -> str:
+    return "r2" if "r2" in result.scores else "auc"
+
+
+def _low(result: Scored) -> float:
+    """Return the lower limit of the score that is known for chance."""
+    return result.intervals.get(_known_for_chance(result), (math.nan, math.nan))[0]
 
 
 def above_chance(results: Mapping[str, Scored]) -> list[str]:
@@ -110,11 +131,11 @@ def above_chance(results: Mapping[str, Scored]) -> list[str]:
     """
     brain = brain_candidates(results)
     fixed = [first_of(HEADLINES, brain), first_of(REFERENCES, brain)]
-    corrected = holm([results[key].p for key in brain])
+    corrected = holm([results[key].p if has_p(results[key]) else math.nan for key in brain])
     return [
         key
         for key, p in zip(brain, corrected, strict=True)
-        if (is_above_chance(results[key]) if key in fixed or math.isnan(p) else p <= ALPHA)
+        if is_above_chance(results[key]) and (key in fixed or not p > ALPHA)
     ]
 
 
@@ -136,6 +157,14 @@ def find(comparisons: Sequence[Comparison], a: str | None, b: str | None) -> Com
         if (comparison.a, comparison.b) == (b, a):
             return comparison.reversed
     return None
+
+
+def against_confounds(
+    comparisons: Sequence[Comparison], keys: Sequence[str]
+) -> dict[str, Comparison]:
+    """Return the comparisons of candidates with confounds alone, where there is a difference."""
+    pairs = {key: find(comparisons, key, "confounds") for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair and math.isfinite(pair.difference)}
 
 
 def least_gain(target: Target, results: Mapping[str, Scored]) -> float:
@@ -198,6 +227,12 @@ def _say_chance(
     if above:
         return []
     best = _best(target, results, brain)
+    if not is_tested(results[best]):
+        return [
+            f"Whether brain features predict {target.name} better than chance was not tested: that "
+            "takes more permutations, or bootstrap resamples. The best of "
+            f"{_count(brain)}, {title_of(best)}, has {say_score(target, results[best])}."
+        ]
     confounds = results.get("confounds")
     neither = confounds is not None and not is_above_chance(confounds)
     subject = "Neither brain features nor confounds predict" if neither else None
@@ -217,12 +252,11 @@ def _say_confounds(
     """Say whether the label can be read off confounds."""
     confounds = results.get("confounds")
     if confounds is None or not is_above_chance(confounds):
-        if not above or confounds is None:
+        if not above or confounds is None or not is_tested(confounds):
             return []
         return [f"Confounds alone do not predict {target.name} better than chance."]
     said = say_score(target, confounds)
-    pairs = {key: find(comparisons, key, "confounds") for key in brain}
-    known = {key: pair for key, pair in pairs.items() if pair and math.isfinite(pair.difference)}
+    known = against_confounds(comparisons, brain)
     if not known:
         too = ", too" if above else ""
         return [f"Confounds alone predict {target.name}{too}: {said}."]
@@ -230,8 +264,9 @@ def _say_confounds(
     difference = say_difference(target, known[best])
     if known[best].difference <= 0:
         return [
-            f"Confounds alone predict {target.name} at least as well as any brain feature: {said}; "
-            f"the best brain feature, {title_of(best)}, against them: {difference}."
+            f"Confounds alone predict {target.name}, and scored at least as well as any brain "
+            f"feature: {said}; the best brain feature, {title_of(best)}, against them: "
+            f"{difference}."
         ]
     corrected = holm([pair.p for pair in known.values()])
     better = [

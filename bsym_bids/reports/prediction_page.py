@@ -430,7 +430,10 @@ def _notes(result: Result) -> list[str]:
         times = "once" if repeats == 1 else f"{repeats} times"
         notes.append(f"The gate is trained {times} per fold, and has no permutation test.")
     if absent:
-        notes.append(f"Not tried, as there is nothing to try them on: {'; '.join(absent)}.")
+        notes.append(
+            "Not tried, as their features are not in the outputs or were not asked for: "
+            f"{'; '.join(absent)}."
+        )
     notes += [str(said) for said in _setting(result, "Differences", ())]
     notes += [f"Not used: {said}" for said in _setting(result, "NotUsed", ())]
     return notes

@@ -233,6 +233,14 @@ def test_the_permutation_statistic_is_that_of_the_predictions():
     assert predictions.null_scores[1] == pytest.approx(np.mean(scores), abs=1e-4)
 
 
+def test_rounding_orders_nothing():
+    # Features that are the same for everyone: all predictions are the training mean.
+    rng = np.random.default_rng(0)
+    positive = rng.random((40, 3)) < 0.5
+    scores = 0.5 + 1e-7 * (positive + rng.standard_normal((40, 3)))
+    np.testing.assert_allclose(area_under_curve(scores, positive), 0.5)
+
+
 def test_several_sets_are_brought_to_one_scale():
     features, _, _ = _data()
     other = 1000 * np.random.default_rng(5).standard_normal((N, 30))

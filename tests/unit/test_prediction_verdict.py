@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -235,9 +236,9 @@ def test_confounds_that_win_are_said_first():
     said = verdict(SEX, CHANCE | results_of(CARRIED), pairs)
     assert said.startswith("No brain feature predicts sex better than chance")
     assert (
-        "Confounds alone predict sex at least as well as any brain feature: AUC 0.91 (interval "
-        "0.86 to 0.96, p = 0.001); the best brain feature, FC, against them: difference -0.38, "
-        "interval -0.45 to -0.31."
+        "Confounds alone predict sex, and scored at least as well as any brain feature: AUC 0.91 "
+        "(interval 0.86 to 0.96, p = 0.001); the best brain feature, FC, against them: difference "
+        "-0.38, interval -0.45 to -0.31."
     ) in said
 
 
@@ -247,7 +248,7 @@ SEXES = results_of(group("fc", 0.93), group("bs_functional", 0.9), CARRIED)
 @pytest.mark.parametrize(
     "of_fc, words",
     [
-        ((-0.01, -0.03, 0.01), "Confounds alone predict sex at least as well as any brain feature"),
+        ((-0.01, -0.03, 0.01), "Confounds alone predict sex, and scored at least as well as any"),
         (
             (0.02, -0.01, 0.05),
             "No brain feature was shown to predict sex better than confounds alone, which have AUC "
@@ -400,10 +401,61 @@ def test_results_at_chance():
     assert set(caution.numbers) == {"fc", "bs_functional", "fc_bs"}
     assert "FC, AUC 0.53 (interval 0.48 to 0.58, p = 0.21)" in caution.text
     unsure = results_of(group("fc", 0.6, 0.04, half=0.12), group("sc", 0.6, 0.04))
-    assert set(codes(SEX, unsure)["chance"].numbers) == {"fc"}  # its interval includes 0.5
+    # What the verdict is about counts at 0.05, the others after correction.
+    assert set(codes(SEX, unsure)["chance"].numbers) == {"sc"}
+    assert set(codes(SEX, unsure)["chance"].numbers).isdisjoint(above_chance(unsure))
     unresampled = results_of(group("fc", 0.6, 0.04, half=math.nan, slopes=(math.nan, math.nan)))
     assert "chance" not in codes(SEX, unresampled)
-    assert set(codes(AGE, results_of(number("fc", 0.05)))["chance"].numbers) == {"fc"}
+    assert "chance" not in codes(AGE, results_of(number("fc", 0.05)))
+    assert set(codes(AGE, results_of(number("fc", 0.05, p=0.3)))["chance"].numbers) == {"fc"}
+
+
+def test_what_was_not_tested_is_no_finding():
+    none = {"p": math.nan, "half": math.nan}
+    untested = results_of(
+        number("mean", -0.01, **none), number("fc", 0.3, **none), number("confounds", 0.1, **none)
+    )
+    said = verdict(AGE, untested, [])
+    assert said.startswith("Whether brain features predict age better than chance was not tested")
+    assert "FC, has R2 0.30." in said and "Neither" not in said and "do not predict" not in said
+    assert "chance" not in codes(AGE, untested)
+
+
+def test_too_few_permutations_are_said_and_count_for_nothing():
+    few = replace(number("fc", 0.47, p=1 / 11, half=0.15), least_p=1 / 11)
+    said = verdict(AGE, results_of(few), [])
+    assert "better than chance: R2" not in said and not said.startswith("No brain")
+    assert above_chance(results_of(few)) == ["fc"]  # by its interval
+    text = codes(AGE, results_of(few))["few_permutations"].text
+    assert "no p-value can be below 0.091" in text and "--permutations 20 or more" in text
+    two = [replace(number(key, 0.4, p=0.05), least_p=0.05) for key in ("fc", "sc")]
+    caution = codes(AGE, results_of(*two))["few_permutations"]
+    assert "after correction for 2 sets" in caution.text
+    assert "few_permutations" not in codes(AGE, results_of(replace(two[0], least_p=0.01)))
+
+
+def test_worse_than_the_mean_is_not_better_than_chance():
+    # Of shuffled labels the score may be lower yet, and p small.
+    below = results_of(number("fc", -0.03, p=0.01), number("confounds", -0.03, p=0.01))
+    assert above_chance(below) == []
+    assert "confounds" not in codes(AGE, below)
+    assert verdict(AGE, below, []).startswith("Neither brain features nor confounds predict")
+
+
+def test_controls_are_not_counted():
+    with_control = AGES | results_of(number("random_functional", 0.6, p=0.001))
+    assert above_chance(with_control) == above_chance(AGES)
+    assert verdict(AGE, with_control, []) == verdict(AGE, AGES, [])
+
+
+def test_relatives_and_few_ways_to_shuffle():
+    facts = Circumstances(PEOPLE, relatives="family")
+    assert "see --group-by family" in codes(AGE, AGES, circumstances=facts)["relatives"].text
+    facts = Circumstances(PEOPLE, rearrangements=math.log10(6))
+    text = codes(AGE, AGES, circumstances=facts)["few_rearrangements"].text
+    assert "in 6 ways only" in text and "below 0.17" in text
+    plain = codes(AGE, AGES, circumstances=Circumstances(PEOPLE, rearrangements=300.0))
+    assert not {"relatives", "few_rearrangements"} & set(plain)
 
 
 @pytest.mark.parametrize(
