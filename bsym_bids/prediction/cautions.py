@@ -80,6 +80,8 @@ class Circumstances:
         The model was trained on people of the Human Connectome Project, see `knows_hcp`.
     rearrangements : float
         In how many ways labels can be shuffled, as a base 10 logarithm; infinite: enough.
+    unharmonized : int
+        Labelled participants whose site no one shares who trains: `--harmonize` leaves them alone.
     relatives : str
         Column of families that was not asked for; empty without.
     """
@@ -89,6 +91,7 @@ class Circumstances:
     dataset_name: str = ""
     model_knows_hcp: bool = False
     rearrangements: float = math.inf
+    unharmonized: int = 0
     relatives: str = ""
 
 
@@ -125,6 +128,7 @@ def warnings_for(
         _rearrangements(target, circumstances.rearrangements),
         _permutations(target, results),
         _relatives(target, circumstances.relatives),
+        _unharmonized(target, circumstances.unharmonized),
         _chance(target, results),
         *_calibration(target, results),
     ]
@@ -332,6 +336,18 @@ def _relatives(target: Target, column: str) -> Caution | None:
         f"{target.name}: by the column {column}, some participants belong together, and may be on "
         "both sides of a split: who is alike is then predicted by each other; see --group-by "
         f"{column}",
+    )
+
+
+def _unharmonized(target: Target, count: int) -> Caution | None:
+    """Warn of people who are harmonised with nobody."""
+    if not count:
+        return None
+    return Caution(
+        "unharmonized",
+        f"{target.name}: {count} participants are predicted by others of whom none is of their "
+        "site: their features were not harmonised, those of the others were",
+        {"participants": count},
     )
 
 

@@ -46,9 +46,7 @@ class Combat:
     Attributes
     ----------
     sites : ndarray, shape (S,)
-        Codes of the sites with training units.
-    unseen_sites : ndarray, shape (U,)
-        Codes of the sites without; their units are left as they are.
+        Codes of the sites with training units; those of others are left as they are.
     centre : ndarray, shape (c,)
         Mean of the covariates over training units.
     mean : ndarray, shape (F,)
@@ -65,7 +63,6 @@ class Combat:
     """
 
     sites: NDArray[Any]
-    unseen_sites: NDArray[Any]
     centre: NDArray[np.float64]
     mean: NDArray[np.float64]
     slopes: NDArray[np.float64]
@@ -191,7 +188,6 @@ def fit_combat(
             )
     return Combat(
         sites=names,
-        unseen_sites=np.setdiff1d(sites, names),
         centre=centre,
         mean=of_all.mean,
         slopes=of_all.slopes / scale[:, None],

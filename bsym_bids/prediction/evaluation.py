@@ -22,7 +22,7 @@ from bsym_bids.prediction.candidates import (
 )
 from bsym_bids.prediction.exchange import Exchange, permuted_labels
 from bsym_bids.prediction.folds import can_train, make_folds
-from bsym_bids.prediction.kernels import Kernel, SumKernel
+from bsym_bids.prediction.kernels import HarmonizedKernel, Kernel, SumKernel
 from bsym_bids.prediction.linear import Fit, predict_linear, predict_mean, training_means
 from bsym_bids.prediction.nuisance import ConfoundKernel, Confounds, no_confounds
 from bsym_bids.prediction.records import Folds, Predictions, Target, Unit
@@ -158,7 +158,7 @@ def evaluate(
                 predictions[candidate.key] = predict_mean(target, folds)
             elif candidate.how == GATE:
                 predictions[candidate.key] = _predict_through_gate(
-                    candidate.key, target, folds, cohort, options
+                    candidate, target, folds, cohort, options
                 )
             else:
                 predictions[candidate.key], fits[candidate.key] = predict_linear(
@@ -276,8 +276,30 @@ def without_confounds(
     return (flat - explained).astype(np.float32).reshape(values.shape)
 
 
+def harmonized_as_others(
+    cohort: Cohort, key: str, values: Embeddings, training: NDArray[np.bool_]
+) -> Embeddings:
+    """Return embeddings as the other candidates get them: harmonised, where they are.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        With the kernels of the others.
+    key : str
+        Kind of features.
+    values : ndarray of float32, shape (N, R, D)
+        Of that kind.
+    training : ndarray of bool, shape (N,)
+        Who trains.
+    """
+    kernel = cohort.kernels.get(key)
+    if not isinstance(kernel, HarmonizedKernel):
+        return values
+    return kernel.harmonized(training).reshape(values.shape).astype(np.float32)
+
+
 def _predict_through_gate(
-    key: str, target: Target, folds: Folds, cohort: Cohort, options: Options
+    candidate: Candidate, target: Target, folds: Folds, cohort: Cohort, options: Options
 ) -> Predictions:
     """Predict through a gate and a head that are trained in each training fold."""
     from bsym_bids.prediction.gate import fit_gate  # torch, which nothing else here needs
@@ -292,7 +314,8 @@ def _predict_through_gate(
     def predicted(training: NDArray[np.bool_], rows: NDArray[np.bool_], seed: int) -> NDArray:
         design = cohort.confounds.design(training)
         first, second = (
-            without_confounds(values, design, training) for values in (functional, structural)
+            without_confounds(harmonized_as_others(cohort, key, values, training), design, training)
+            for key, values in zip(candidate.kinds, (functional, structural), strict=True)
         )
         head = fit_gate(
             first,
@@ -315,4 +338,4 @@ def _predict_through_gate(
     others = there & ~target.labelled
     if others.any():
         unlabelled[others] = predicted(members, others, options.seed)
-    return Predictions(key, out_of_fold, unlabelled, np.empty(0), np.nan, means)
+    return Predictions(candidate.key, out_of_fold, unlabelled, np.empty(0), np.nan, means)

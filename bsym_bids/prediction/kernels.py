@@ -126,12 +126,15 @@ class HarmonizedKernel(Kernel):
     values : ndarray, shape (N, F), float32 or float64
         NaN where a unit lacks a feature. Not copied.
     sites : ndarray, shape (N,)
-        Site of each unit.
+        Site of each unit. A unit that has one for itself, as where it is not known, is left as it
+        is, in training as in test.
     """
 
     def __init__(self, values: NDArray[np.floating], sites: NDArray[np.str_]) -> None:
         self.present = np.isfinite(values).any(axis=1)
         self._values, self._sites = values, sites
+        _, place, count = np.unique(sites, return_inverse=True, return_counts=True)
+        self._is_shared = count[place] > 1
         self._kept = _Kept()
 
     def key(self, training: NDArray[np.bool_]) -> Hashable:
@@ -147,7 +150,8 @@ class HarmonizedKernel(Kernel):
 
     def harmonized(self, training: NDArray[np.bool_]) -> NDArray[np.floating]:
         """Return the features (N, F) as training units (N,) prescribe."""
-        learned = fit_combat(self._values, self._sites, None, training & self.present)
+        used = training & self.present & self._is_shared
+        learned = fit_combat(self._values, self._sites, None, used)
         return learned.apply(self._values, self._sites)
 
 

@@ -189,6 +189,7 @@ class Study:
             _dataset_name(self.config.bids_dir),
             _knows_hcp(self.inventory, self.config.model_dir),
             n_rearrangements(target.values, question.exchange),
+            self._unharmonized(question, evaluation),
             self._relatives(question),
         )
         corrected = {}
@@ -210,6 +211,18 @@ class Study:
             sources=self._sources(question),
             by_site=by_site,
         )
+
+    def _unharmonized(self, question: Question, evaluation: Evaluation) -> int:
+        """Return how many labelled people share their site with nobody who trains for them."""
+        if not self.config.harmonize or question.sites is None:
+            return 0
+        sites, alone = np.array(question.sites), set()
+        for assignment in evaluation.folds.assignment:
+            for fold in np.unique(assignment[assignment >= 0]):
+                tested, training = assignment == fold, (assignment >= 0) & (assignment != fold)
+                unseen = tested & ~np.isin(sites, sites[training])
+                alone |= {question.units[row].participant for row in np.flatnonzero(unseen)}
+        return len(alone)
 
     def _relatives(self, question: Question) -> str:
         """Return a column of families that holds several people and was not asked for."""
