@@ -38,7 +38,7 @@ from bsym_bids.prediction.folds import make_folds
 from bsym_bids.prediction.kernels import FeatureKernel
 from bsym_bids.prediction.nuisance import Confounds
 from bsym_bids.prediction.records import REGRESSION, Target, Unit
-from bsym_bids.prediction.ridge import PENALTIES, Regression, nested_ridge
+from bsym_bids.prediction.ridge import PENALTIES, Regression, nested_ridges
 from bsym_bids.simulation.cohort import simulate_recipe
 
 #: Kinds of features, and what stands in for those that are not simulated: as many features.
@@ -170,7 +170,7 @@ def compare_small(n: int, folder: Path) -> None:
     started = time.perf_counter()
     names = ("mean_fd", "frames_kept", "roi_volume")
     regression = Regression(FeatureKernel(features), Confounds(names, confounds), folds)
-    ours = nested_ridge(regression, labels).values[0]
+    ours = nested_ridges(regression, [labels])[0].values[0]
     middle = time.perf_counter()
     theirs = np.column_stack(
         [explicit(features, confounds, y, folds.assignment[0], regression) for y in labels.T]

@@ -52,7 +52,8 @@ class Caution:
     ----------
     code : str
         ``few_participants``, ``few_of_class``, ``imbalance``, ``confounds``, ``site``,
-        ``training_data``, ``chance``, ``calibration``.
+        ``training_data``, ``few_rearrangements``, ``few_permutations``, ``relatives``,
+        ``unharmonized``, ``chance``, ``calibration``.
     text : str
         For people.
     numbers : mapping of str to float

@@ -80,31 +80,6 @@ class OutOfFold:
     penalties: NDArray[np.float64]
 
 
-def nested_ridge(
-    regression: Regression,
-    labels: NDArray[np.floating],
-    *,
-    outputs: int = 1,
-) -> OutOfFold:
-    """Predict every labelled unit by ridge regression on the other folds.
-
-    Parameters
-    ----------
-    regression : Regression
-        Features, confounds, folds and penalties.
-    labels : ndarray, shape (N, columns)
-        Each column is regressed by itself. The arithmetic after the inverses is in its precision:
-        float32 will do for permutations.
-    outputs : int
-        So many columns in a row belong together (indicators of classes) and share their penalty.
-
-    Returns
-    -------
-    OutOfFold
-    """
-    return nested_ridges(regression, [labels], outputs=outputs)[0]
-
-
 def nested_ridges(
     regression: Regression,
     labels: Sequence[NDArray[np.floating]],
@@ -112,12 +87,24 @@ def nested_ridges(
     outputs: int = 1,
     workers: Workers | None = None,
 ) -> list[OutOfFold]:
-    """Do `nested_ridge` for several sets of labels, in one pass, each in its own precision.
+    """Predict every labelled unit by ridge regression on the other folds.
 
     Parameters
     ----------
+    regression : Regression
+        Features, confounds, folds and penalties.
+    labels : sequence of ndarray, shape (N, columns)
+        Sets of labels; each column is regressed by itself. The arithmetic after the inverses is in
+        the precision of the set: float32 will do for permutations.
+    outputs : int
+        So many columns in a row belong together (indicators of classes) and share their penalty.
     workers : Workers, optional
         Processes that share the work; without them it is done here.
+
+    Returns
+    -------
+    list of OutOfFold
+        One for each set.
     """
     members = np.flatnonzero(regression.members)
     own = [columns[members] for columns in labels]

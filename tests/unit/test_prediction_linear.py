@@ -13,9 +13,14 @@ from bsym_bids.prediction.linear import area_under_curve, predict_linear, predic
 from bsym_bids.prediction.logistic import nested_logistic
 from bsym_bids.prediction.nuisance import Confounds, no_confounds
 from bsym_bids.prediction.records import CLASSIFICATION, REGRESSION, Folds, Target
-from bsym_bids.prediction.ridge import Regression, nested_ridge
+from bsym_bids.prediction.ridge import Regression, nested_ridges
 
 N, FEATURES = 60, 150
+
+
+def nested_ridge(regression, labels, **options):
+    """Regress a single set of labels."""
+    return nested_ridges(regression, [labels], **options)[0]
 
 
 def _data(seed=0, gaps=False):
