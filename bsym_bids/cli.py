@@ -284,14 +284,14 @@ def _add_group_level(parser: argparse.ArgumentParser) -> None:
         choices=TASK_TYPES,
         help="what the columns to predict are (default: told by the data)",
     )
-    add("--features", nargs="+", metavar="KIND", help="predict from these only (default: all)")
+    add("--features", nargs="+", metavar="KIND", help="take these features only (default: all)")
     add("--folds", type=int, metavar="N", help="folds of the cross-validation (default: 5)")
     add("--repeats", type=int, metavar="N", help="how often it is repeated (default: 10)")
     add(
         "--permutations",
         type=int,
         metavar="N",
-        help="permutations of the labels, for p-values (default: 1000)",
+        help="permutations, for p-values (default: 1000)",
     )
     add(
         "--bootstrap",

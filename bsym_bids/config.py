@@ -5,6 +5,7 @@ Three sources, the later winning: the defaults below, a TOML file (``--config``)
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -12,7 +13,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from bsym_bids.errors import InputMissingError, UsageError
+from bsym_bids.errors import CannotCreateOutputError, InputMissingError, UsageError
 
 #: What is fixed by the call itself and never read from a configuration file.
 CALL_FIELDS = ("bids_dir", "output_dir", "analysis_level")
@@ -152,7 +153,7 @@ class RunConfig:
     task_type : str, optional
         ``regression`` or ``classification``; None is told by the data.
     features : tuple of str
-        Kinds of features to predict from; empty means all that there are.
+        Kinds of features to predict from, and to map; empty means all that there are.
     folds, repeats : int
         Folds of the cross-validation, and how often it is repeated.
     permutations, bootstrap : int
@@ -456,6 +457,20 @@ def _check_together(config: RunConfig) -> None:
             )
 
 
+def _check_can_be_saved(path: Path) -> None:
+    """Refuse a file that could not be written, before hours of work for it."""
+    # os.path: what may not be looked at counts as not there
+    if os.path.isdir(path):
+        raise CannotCreateOutputError(
+            f"--save-head {path}: is a folder", hint="name a file in it, as in head.npz"
+        )
+    if not os.path.isdir(path.parent):
+        raise CannotCreateOutputError(
+            f"--save-head {path}: there is no folder {path.parent}",
+            hint="make the folder first, or choose another",
+        )
+
+
 def _check_group_level(config: RunConfig) -> None:
     """Refuse requests of the group level that contradict each other or are not of this level."""
     asked = [name for name in _REQUESTS if getattr(config, name)]
@@ -484,6 +499,8 @@ def _check_group_level(config: RunConfig) -> None:
             "these alone",
             hint="leave one of them out",
         )
+    if config.save_head:
+        _check_can_be_saved(config.save_head)
     if config.state and len(config.state) < 2:
         raise UsageError("--state tells at least two labels apart", hint="as in ses-A ses-B")
     if config.confounds and NO_CONFOUNDS in config.confounds and len(config.confounds) > 1:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from bsym_bids.config import RunConfig
@@ -58,14 +60,19 @@ def run_group_level(config: RunConfig) -> int:
         return 0
     make_writable(config.output_dir)
     make_writable(config.scratch / WORK)
-    describe_dataset(config.output_dir, {"raw": config.bids_dir})
     with run_log(config) as run_id:
         outcomes: Sequence[Outcome] = ()
         if config.scaling == "cohort":
+            _describe(config)
             outcomes = _scale(config, str(inventory.model.get("Name", "")), run_id)
             inventory = _inventory(config)  # with what is there now
         _answer(config, inventory)
     return exit_code(outcomes)
+
+
+def _describe(config: RunConfig) -> None:
+    """Name the BIDS dataset among those that the outputs are of."""
+    describe_dataset(config.output_dir, {"raw": config.bids_dir})
 
 
 def _inventory(config: RunConfig) -> Inventory:
@@ -93,11 +100,30 @@ def _print_plan(config: RunConfig, inventory: Inventory) -> None:
         records = inventory.of_modality(modality)
         people = {record.participant for record in records}
         print(f"  {modality}: {len(records)} of {len(people)} participant(s)")
-    for request in ("predict", "state", "contrast"):
-        if labels := getattr(config, request):
-            print(f"{request}: {', '.join(labels)}")
+    if config.contrast:
+        print(f"contrast: {', '.join(config.contrast)}")
     if config.apply_head:
         print(f"apply: {config.apply_head}")
+    if config.predict or config.state:
+        _print_questions(config, inventory)
+
+
+def _print_questions(config: RunConfig, inventory: Inventory) -> None:
+    """Say what would be predicted of whom; raise what would keep the level from it."""
+    from bsym_bids.prediction.study import Study
+
+    study = Study.of(config, inventory, config.scratch / WORK, processes_of(config))
+    questions = [study.ask(column) for column in config.predict]
+    if config.state:
+        questions.append(study.ask_states(config.state))
+    for question in questions:
+        target = question.target
+        classes = f" ({', '.join(target.classes)})" if target.classes else ""
+        print(
+            f"predict {target.name}: {target.task}{classes}, {target.labelled.sum()} of "
+            f"{len(question.units)} labelled, {len(set(question.groups))} groups; "
+            f"from {', '.join(study.source.kinds)}"
+        )
 
 
 def _scale(config: RunConfig, model: str, run_id: str) -> Sequence[Outcome]:
@@ -131,29 +157,43 @@ def _answer(config: RunConfig, inventory: Inventory) -> None:
 
     work, n_workers = config.scratch / WORK, processes_of(config)
     random = {"n_permutations": config.permutations, "seed": config.seed}
-    for label in config.contrast:
-        _tell(map_contrast(label, inventory, **random))
+    failures: list[BsymError] = []
+    requests: list[Callable[[], Sequence[str | Path]]] = [
+        partial(map_contrast, label, inventory, **random) for label in config.contrast
+    ]
     if config.predict or config.state or config.apply_head:
-        study = Study.of(config, inventory, work, n_workers)
-        failures: list[BsymError] = []
-        if config.apply_head:
-            _tell(study.apply(config.apply_head))
-        if config.state:
-            _tell(study.tell_states(config.state))
-        for column in config.predict:
-            try:
-                _tell(study.predict(column))
-            except BsymError as error:  # one bad column does not stop the others
-                failures.append(error)
-        if failures:
-            for error in failures[:-1]:
-                LOGGER.error("%s %s", error, error.hint)
-            raise failures[-1]
+        with _collected(failures):
+            study = Study.of(config, inventory, work, n_workers)
+            if config.apply_head:
+                requests.append(partial(study.apply, config.apply_head))
+            if config.state:
+                requests.append(partial(study.tell_states, config.state))
+            requests += [partial(study.predict, column) for column in config.predict]
     elif not config.contrast and config.scaling != "cohort":
         store = FeatureStore(work / FILE_NAME, inventory.output_dir)
-        _tell(
-            map_cohort(inventory, store, n_workers=n_workers, model_dir=config.model_dir, **random)
-        )
+        request = partial(map_cohort, inventory, store, n_workers=n_workers, **random)
+        requests.append(partial(request, model_dir=config.model_dir, features=config.features))
+    is_described = False
+    for request in requests:
+        with _collected(failures):
+            said = request()
+            if not is_described:  # what comes to nothing leaves the dataset as it is
+                _describe(config)
+                is_described = True
+            _tell(said)
+    for error in failures[:-1]:
+        LOGGER.error("%s%s", error, f"\n  hint: {error.hint}" if error.hint else "")
+    if failures:
+        raise failures[-1]
+
+
+@contextmanager
+def _collected(failures: list[BsymError]) -> Iterator[None]:
+    """Keep an error for later: what one request cannot do does not stop the others."""
+    try:
+        yield
+    except BsymError as error:
+        failures.append(error)
 
 
 def _tell(lines: Sequence[str | Path]) -> None:

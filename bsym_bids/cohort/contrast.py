@@ -17,19 +17,21 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids.cohort.edges import fisher_z, memberships, network_pair_means, networks_in_order
-from bsym_bids.errors import BadDataError, UsageError
+from bsym_bids.errors import BadDataError, BsymError, UsageError
 
 LOGGER = logging.getLogger("bsym_bids")
 #: Entities whose labels can be contrasted.
 ENTITIES = ("ses", "task")
 #: Up to so many people all flips of signs are gone through.
 MAX_ENUMERATED = 12
+#: It takes so many people to test anything.
+LEAST_PAIRS = 2
 #: An ROI that a smaller share of the people have is not tested.
 LEAST_SHARE = 0.5
 #: p below this is marked.
@@ -39,6 +41,7 @@ _FORM = re.compile(r"(ses|task)-([0-9A-Za-z+]+)-(ses|task)-([0-9A-Za-z+]+)")
 _SAME = 1 - 1e-5  # statistics that differ by less are as large; embeddings are float32
 _ROUNDING = 1e-9  # share of a sum of squares below which nothing is left
 _FLIPS_AT_A_TIME = 256
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ COLUMNS: Mapping[str, str | tuple[str, str]] = {
     "ci_high": "upper bound of it",
     "t": "paired t",
     "d_z": "effect size: mean difference by the standard deviation of differences",
-    "p_uncorrected": "two-sided p by flipping signs of people, for this row alone",
+    "p_uncorrected": "two-sided p by flipping signs of people, for this row alone; n/a for what is "
+    "not tested, and without permutations",
     "p_corrected": "the same corrected for all rows by the largest statistic (family-wise)",
     "direction": "which state has more, where p_corrected is below 0.05",
 }
@@ -120,7 +124,8 @@ SHIFT_COLUMNS: Mapping[str, str | tuple[str, str]] = {
     "second; no unit",
     "relative_size": "its square by what signs flipped at random give on average: 1 where there is "
     "no common change, n_pairs where everyone changes alike",
-    "p_uncorrected": "p of a size as large by flipping signs of people, for this row alone",
+    "p_uncorrected": "p of a size as large by flipping signs of people, for this row alone; n/a "
+    "for what is not tested, and without permutations",
     "p_corrected": "the same corrected for all rows by the largest relative_size (family-wise)",
 }
 
@@ -150,6 +155,11 @@ class Contrast:
     def name_b(self) -> str:
         """Second state as it is in file names."""
         return f"{self.entity}-{self.b}"
+
+    @property
+    def text(self) -> str:
+        """Both, as ``--contrast`` takes them."""
+        return f"{self.name_a}-{self.name_b}"
 
 
 @dataclass(frozen=True)
@@ -191,6 +201,13 @@ class Differences:
     networks: NDArray[np.float64]
     pairs: NDArray[np.float64]
 
+    @classmethod
+    def joined(cls, parts: Sequence[Differences]) -> Differences:
+        """Put differences of the same measure of several people after each other."""
+        names = ("rois", "networks", "pairs")
+        values = (np.concatenate([getattr(part, n) for part in parts], axis=1) for n in names)
+        return cls(parts[0].measure, *values)
+
 
 @dataclass(frozen=True, eq=False)
 class PairedTests:
@@ -205,9 +222,9 @@ class PairedTests:
     t, d_z : ndarray
         Paired t and effect size; NaN for what is not tested.
     p, p_corrected : ndarray
-        Two-sided, for each alone and family-wise.
+        Two-sided, for each alone and family-wise; NaN for what is not tested, and without flips.
     n_flips : int
-        Flips of signs that the p-values rest on, the true signs among them.
+        Flips of signs that the p-values rest on, the true signs among them; 0 for none.
     exact : bool
         Whether these are all there are.
     """
@@ -305,9 +322,9 @@ class EmbeddingShift:
     relative_size : ndarray
         Its square by the mean of its null.
     p, p_corrected : ndarray
-        For each alone, and family-wise.
+        For each alone, and family-wise; NaN for what is not tested, and without flips.
     n_flips : int
-        Flips of signs, the true signs among them.
+        Flips of signs, the true signs among them; 0 for none.
     exact : bool
         Whether these are all there are.
     """
@@ -375,7 +392,7 @@ def check_labels(contrast: Contrast, scans: Sequence[Mapping[str, str]]) -> None
 
 
 def pair_scans(
-    contrast: Contrast, scans: Sequence[Mapping[str, str]]
+    contrast: Contrast, scans: Sequence[Mapping[str, str]], measure: str
 ) -> tuple[list[PairedPerson], list[str]]:
     """Find the scans of each person in both states.
 
@@ -388,6 +405,8 @@ def pair_scans(
         The states.
     scans : sequence of mapping
         Entities of each scan by short key, with ``sub``.
+    measure : str
+        What the scans have, for the warning.
 
     Returns
     -------
@@ -395,7 +414,7 @@ def pair_scans(
         Sorted by participant.
     left_out : list of str
         Participants who have one state only, or both without anything to match them on; a warning
-        names them. Another one is given where pairs are too few for any p below 0.05.
+        names them.
     """
     matched = "task" if contrast.entity == "ses" else "ses"
     sides: dict[str, dict[str, dict[str, list[int]]]] = {}
@@ -414,10 +433,55 @@ def pair_scans(
         else:
             left_out.append(person)
     if left_out:
-        LOGGER.warning("--contrast: left out, as one state is lacking: %s", ", ".join(left_out))
-    if warning := few_pairs_warning(len(pairs)):
-        LOGGER.warning("--contrast: %s", warning)
+        LOGGER.warning(
+            "--contrast %s, %s: left out, as one state is lacking: %s",
+            contrast.text,
+            measure,
+            ", ".join(left_out),
+        )
     return pairs, left_out
+
+
+def read_pairs(
+    contrast: Contrast,
+    pairs: Sequence[PairedPerson],
+    read: Callable[[PairedPerson], Read],
+    measure: str,
+) -> tuple[list[Read], list[str]]:
+    """Read what there is of each pair; a person of whom something cannot be read stops no other.
+
+    Parameters
+    ----------
+    contrast : Contrast
+        The states.
+    pairs : sequence of PairedPerson
+        As `pair_scans` returns them.
+    read : callable
+        Reads what there is of a person; raises BsymError where it cannot be read.
+    measure : str
+        What is read, for warnings.
+
+    Returns
+    -------
+    values : list
+        What was read, in the order of the pairs.
+    left_out : list of str
+        Participants of whom something cannot be read; a warning names each.
+    """
+    values, left_out = [], []
+    for pair in pairs:
+        try:
+            values.append(read(pair))
+        except BsymError as error:
+            left_out.append(pair.participant)
+            LOGGER.warning(
+                "--contrast %s, %s: left out, sub-%s: %s",
+                contrast.text,
+                measure,
+                pair.participant,
+                error,
+            )
+    return values, left_out
 
 
 def smallest_p(n_pairs: int) -> float:
@@ -425,14 +489,18 @@ def smallest_p(n_pairs: int) -> float:
     return 2.0 ** (1 - n_pairs)
 
 
-def few_pairs_warning(n_pairs: int) -> str:
+def few_pairs_warning(contrast: Contrast, measure: str, n_pairs: int) -> str:
     """Return what to say of few pairs; nothing where p below 0.05 can be reached."""
+    what = f"--contrast {contrast.text}, {measure}"
+    if n_pairs < LEAST_PAIRS:
+        people = "one person" if n_pairs else "nobody"
+        return f"{what}: {people} has both states, so that there is no map of it"
     least = smallest_p(n_pairs)
     if least < ALPHA:
         return ""
     return (
-        f"{n_pairs} people have both states: p cannot become smaller than {least:.3g} (2 to the "
-        f"power of {1 - n_pairs}), whatever the difference, so nothing can be significant; "
+        f"{what}: {n_pairs} people have both states: p cannot become smaller than {least:.3g} (2 "
+        f"to the power of {1 - n_pairs}), whatever the difference, so nothing can be significant; "
         "it takes 6"
     )
 
@@ -550,7 +618,8 @@ def paired_tests(
         half of the people have, or fewer than two, are not tested, nor are those that are the same
         in everyone.
     n_permutations : int
-        Random flips; with up to 12 people all flips are gone through instead.
+        Random flips; 0 for none, and no p-values. With up to 12 people all flips are gone through
+        instead, whatever is given.
     seed : int
         Of random flips.
 
@@ -715,7 +784,7 @@ def _nan_mean(values: NDArray[np.floating], axis: int) -> NDArray[np.float64]:
 
 
 def _at_least_two(n_people: int) -> None:
-    if n_people < 2:
+    if n_people < LEAST_PAIRS:
         raise BadDataError(
             f"--contrast: {n_people} people have both states, and it takes two",
             hint="see that scans of both states are in the output folder of the participant level",
@@ -779,8 +848,9 @@ def _p_values(
     NaN is no statistic, and has no p.
     """
     tested = np.isfinite(observed)
+    none = np.full_like(observed, np.nan), np.full_like(observed, np.nan), 0
     if not tested.any():
-        return np.full_like(observed, np.nan), np.full_like(observed, np.nan), 0
+        return none
     least = observed[tested] * _SAME
     alone, corrected, n_flips = np.zeros(least.size), np.zeros(least.size), 0
     for signs in flips:
@@ -788,6 +858,8 @@ def _p_values(
         alone += (values >= least).sum(axis=0)
         corrected += (values.max(axis=1)[:, None] >= least).sum(axis=0)
         n_flips += len(signs)
+    if n_flips < 2:  # the true signs alone say nothing; 1 would look like a p
+        return none
     p, p_corrected = np.full((2, observed.size), np.nan)
     p[tested], p_corrected[tested] = alone / n_flips, corrected / n_flips
     return p, p_corrected, n_flips

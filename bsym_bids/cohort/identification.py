@@ -61,17 +61,6 @@ COLUMNS: Mapping[str, str | tuple[str, str]] = {
     "i_diff": "differential identifiability: their difference (Amico & Goñi 2018 multiply by 100)",
 }
 
-#: Columns of the table of people.
-PEOPLE_COLUMNS: Mapping[str, str | tuple[str, str]] = {
-    "participant_id": "the person",
-    "first_to_second": "whether their first scan was identified among the second ones",
-    "second_to_first": "whether their second scan was identified among the first ones",
-    "rank": "place of their own scan among the candidates, 1 is the most similar; mean of both "
-    "directions",
-    "similarity_self": "correlation of their two scans",
-    "similarity_other": "mean correlation of their scans with those of other people",
-}
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -451,26 +440,6 @@ def table(results: Sequence[Identification]) -> dict[str, list[Any]]:
         for result in results
     ]
     return {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
-
-
-def people_table(result: Identification, people: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the columns of a table of people, see `PEOPLE_COLUMNS`.
-
-    Parameters
-    ----------
-    result : Identification
-        A comparison.
-    people : sequence of str
-        The person of each row of the features.
-    """
-    return {
-        "participant_id": [f"sub-{people[row]}" for row in result.comparison.first],
-        "first_to_second": result.hits[0].tolist(),
-        "second_to_first": result.hits[1].tolist(),
-        "rank": result.rank.tolist(),
-        "similarity_self": result.similarity_self.tolist(),
-        "similarity_other": result.similarity_other.tolist(),
-    }
 
 
 def clopper_pearson(hits: float, trials: int, level: float = 0.95) -> tuple[float, float]:

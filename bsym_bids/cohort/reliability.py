@@ -17,12 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bsym_bids.cohort.edges import (
-    edges_to_matrix,
-    memberships,
-    network_pair_means,
-    networks_in_order,
-)
+from bsym_bids.cohort.edges import memberships, networks_in_order
 from bsym_bids.errors import BadDataError
 
 if TYPE_CHECKING:
@@ -197,11 +192,6 @@ def table(result: Reliability, by_network: Mapping[str, NDArray[np.bool_]]) -> d
     rows = [("all", *_summary(result, np.ones(result.icc.size, dtype=bool)))]
     rows += [(name, *_summary(result, own)) for name, own in by_network.items()]
     return {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
-
-
-def network_matrix(result: Reliability, networks: Sequence[str]) -> NDArray[np.float64]:
-    """Return the mean ICC of the edges of each pair of networks, (K, K)."""
-    return network_pair_means(edges_to_matrix(result.icc, len(networks)), networks)
 
 
 def _summary(result: Reliability, own: NDArray[np.bool_]) -> tuple[int, float, float, float, ...]:

@@ -156,7 +156,8 @@ def check_space(folder: Path, needed: int) -> None:
 def describe_dataset(output_dir: Path, links: Mapping[str, Path]) -> None:
     """Write what every output dataset has: description, README, ignore list, atlas.
 
-    Safe to call from several processes: the links of all are kept.
+    Files that would not change are left as they are. Safe to call from several processes: the
+    links of all are kept.
 
     Parameters
     ----------
@@ -176,7 +177,8 @@ def describe_dataset(output_dir: Path, links: Mapping[str, Path]) -> None:
         known = _read_links(path)
         _warn_of_moves(path, known, links)
         document = _description(known, links)
-        write_whole(path, Json(document))
+        if _read_json(path) != document:  # what says the same already is left as it is
+            write_whole(path, Json(document))
         _write_text(output_dir / "README.md", _README)
         _ignore(output_dir / ".bidsignore")
         for source in atlas.table_path(), atlas.description_path():
@@ -184,10 +186,18 @@ def describe_dataset(output_dir: Path, links: Mapping[str, Path]) -> None:
             _copy(source.with_suffix(".json"), output_dir / source.with_suffix(".json").name)
 
 
+def _read_json(path: Path) -> Any:
+    """Return what a file holds; None where it cannot be read."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def _read_links(path: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(path.read_text("utf-8")).get("DatasetLinks", {}))
-    except (OSError, ValueError, AttributeError, TypeError):
+        return dict(_read_json(path).get("DatasetLinks", {}))
+    except (ValueError, AttributeError, TypeError):
         return {}
 
 

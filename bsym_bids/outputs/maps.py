@@ -85,15 +85,14 @@ def write_group_mean(
 
 def write_contrast(
     wanted: Contrast,
-    maps: Sequence[tuple[str, ContrastMap | EmbeddingShift]],
+    maps: Sequence[tuple[str, ContrastMap | EmbeddingShift, Mapping[str, Any]]],
     output_dir: Path,
-    settings: Mapping[str, Any],
 ) -> tuple[Path, ...]:
-    """Publish the maps of a contrast by what they are of, with figures."""
+    """Publish the maps of a contrast, each with what it is of and its settings, with figures."""
     from bsym_bids.reports import cohort_figures as figures
 
     paths: list[Path] = []
-    for name, found in maps:
+    for name, found, settings in maps:
         label = f"{wanted.entity}{wanted.a}{wanted.entity}{wanted.b}{name}"
         described = contrast.SHIFT_COLUMNS
         if isinstance(found, ContrastMap):

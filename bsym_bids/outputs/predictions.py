@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from bsym_bids.outputs.names import dataset_path, dataset_products
 from bsym_bids.outputs.publish import OutputFile, fingerprint, publish, write_whole
 from bsym_bids.outputs.sidecars import columns, software_versions
 from bsym_bids.outputs.tables import Table, Text
+from bsym_bids.prediction.candidates import HEADLINES, REFERENCES, first_of
 from bsym_bids.prediction.inventory import BOLD, DWI, Inventory
-from bsym_bids.prediction.questions import Question
 from bsym_bids.prediction.records import Predictions, Target, Unit
 from bsym_bids.prediction.results import Result
 from bsym_bids.prediction.scores import (
@@ -26,8 +28,12 @@ from bsym_bids.prediction.scores import (
     predicted_classes,
     residuals,
 )
+from bsym_bids.prediction.store import Use
 from bsym_bids.reports.prediction_page import prediction_page
 
+LOGGER = logging.getLogger("bsym_bids")
+#: What became of runs and scans, by modality and label; see `FeatureStore.uses`.
+Uses = Mapping[tuple[str, str], Use]
 _COMPARISON_COLUMNS: Mapping[str, str] = {
     "a": "Key of the candidate",
     "b": "Key of the candidate that it is compared with",
@@ -44,10 +50,57 @@ _COMPARISON_COLUMNS: Mapping[str, str] = {
     "n_folds": "Folds, of all repeats, in which both could be scored",
     "reason": "Why there is no interval; n/a where there is one",
 }
+_UNIT: Mapping[str, str] = {
+    "participant_id": "The participant",
+    "session_id": "The session, where labels are of sessions",
+    "state": "The session or task that is told apart",
+}
+_RESTS_ON: Mapping[str, str] = {
+    "candidates": "Candidates that could predict the unit",
+    "n_runs": "BOLD runs that features of the unit come from",
+    "n_scans": "Diffusion scans that features of the unit come from",
+    "warnings": "What to mind of the unit: data that the model does not know, confounds that are "
+    "not known, files that could not be used",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """What predictors that were fitted elsewhere predict.
+
+    Attributes
+    ----------
+    target : Target
+        What is predicted; without labels.
+    units : tuple of Unit
+        N units.
+    predicted : mapping of str to ndarray
+        (N,) or (N, classes) by key of the candidate.
+    shares : mapping of str to ndarray
+        (classes,) in the training of each candidate; unused for numbers.
+    confounds : mapping of str to ndarray
+        (N,) by name; NaN where they are not known.
+    about : mapping
+        For the sidecar: where the predictors come from, and how good they were there.
+    """
+
+    target: Target
+    units: tuple[Unit, ...]
+    predicted: Mapping[str, NDArray[np.float64]]
+    shares: Mapping[str, NDArray[np.float64]]
+    confounds: Mapping[str, NDArray[np.float64]]
+    about: Mapping[str, Any]
+
+    @property
+    def shown(self) -> str:
+        """Key of the candidate that is shown first: what was there, if its features are here."""
+        there = str(self.about.get("Headline"))
+        order = (there, *HEADLINES, *REFERENCES, *self.predicted)
+        return first_of(order, self.predicted) or there
 
 
 def write_predictions(
-    result: Result, inventory: Inventory, output_dir: Path, label: str
+    result: Result, inventory: Inventory, uses: Uses, label: str
 ) -> tuple[Path, ...]:
     """Publish what is reported of one target.
 
@@ -56,9 +109,9 @@ def write_predictions(
     result : Result
         The target's predictions, scores and comparisons.
     inventory : Inventory
-        What the features were read from.
-    output_dir : Path
-        Root of the dataset.
+        What the features were read from; files go there, too.
+    uses : mapping
+        What became of its runs and scans.
     label : str
         For the names of the files.
 
@@ -67,8 +120,9 @@ def write_predictions(
     tuple of Path
         The files: predictions, scores, comparisons, page.
     """
+    output_dir = inventory.output_dir
     contents = {
-        "predictions": (_predictions_table(result, inventory), _prediction_columns(result)),
+        "predictions": (_predictions_table(result, inventory, uses), _prediction_columns(result)),
         "prediction_scores": (_scores_table(result), _score_columns(result)),
         "prediction_comparisons": (_comparisons_table(result), _COMPARISON_COLUMNS),
     }
@@ -126,7 +180,7 @@ def _shown(result: Result) -> str:
     return result.headline or result.reference or "mean"
 
 
-def _predictions_table(result: Result, inventory: Inventory) -> dict[str, Any]:
+def _predictions_table(result: Result, inventory: Inventory, uses: Uses) -> dict[str, Any]:
     question, target = result.question, result.question.target
     shown = result.evaluation.predictions[_shown(result)]
     folds = result.evaluation.folds.assignment
@@ -138,7 +192,13 @@ def _predictions_table(result: Result, inventory: Inventory) -> dict[str, Any]:
         table["bias_corrected"] = result.corrected[_shown(result)]
     for key, predictions in result.evaluation.predictions.items():
         table |= _of_candidate(target, key, predictions)
-    return table | _rests_on(question, inventory, result)
+    return table | _rests_on(
+        question.units,
+        {key: _all_means(found) for key, found in result.evaluation.predictions.items()},
+        dict(zip(result.confounds.names, result.confounds.values.T, strict=True)),
+        inventory,
+        uses,
+    )
 
 
 def _predicted(target: Target, predictions: Predictions) -> dict[str, Any]:
@@ -189,32 +249,40 @@ def _named(target: Target, values: NDArray[np.float64]) -> list[Any]:
     return [target.classes[int(v)] if math.isfinite(v) else "" for v in values]
 
 
-def _rests_on(question: Question, inventory: Inventory, result: Result) -> dict[str, Any]:
+def _rests_on(
+    units: Sequence[Unit],
+    predicted: Mapping[str, NDArray[np.float64]],
+    confounds: Mapping[str, NDArray[np.float64]],
+    inventory: Inventory,
+    uses: Uses,
+) -> dict[str, Any]:
     """Return which data the predictions of each unit rest on, and what to mind."""
-    runs = [inventory.of_unit(unit, BOLD) for unit in question.units]
-    scans = [inventory.of_unit(unit, DWI) for unit in question.units]
-    missing = ~np.isfinite(result.confounds.values)
-    warnings = []
-    for own, unknown in zip(zip(runs, scans, strict=True), missing, strict=True):
-        domains = {record.model_domain for records in own for record in records}
+    table: dict[str, list[Any]] = {name: [] for name in _RESTS_ON}
+    for number, unit in enumerate(units):
+        own = {kind: inventory.of_unit(unit, kind) for kind in (BOLD, DWI)}
+        records = [record for kind in own.values() for record in kind]
+        used = [record for record in records if uses[record.modality, record.label].is_used]
+        domains = {record.model_domain for record in used}
         said = [
             f"data {domain} for the model"
             for domain in ("doubtful", "out of domain")
             if domain in domains
         ]
-        lacking = [n for n, lacks in zip(result.confounds.names, unknown, strict=True) if lacks]
-        said += [f"{name} unknown: mean of the training folds" for name in lacking]
-        warnings.append("; ".join(said))
-    kinds = {
-        key: np.isfinite(_all_means(p).reshape(len(question.units), -1)).any(axis=1)
-        for key, p in result.evaluation.predictions.items()
-    }
-    return {
-        "candidates": ["|".join(k for k, has in kinds.items() if has[i]) for i in range(len(runs))],
-        "n_runs": [len(own) for own in runs],
-        "n_scans": [len(own) for own in scans],
-        "warnings": warnings,
-    }
+        said += [
+            f"{name} unknown: mean in training"
+            for name, values in confounds.items()
+            if not np.isfinite(values[number])
+        ]
+        problems = [p for r in records for p in uses[r.modality, r.label].problems]
+        # As in a cell: the table is in that folder, and a line holds no other separators.
+        root = f"{inventory.output_dir}/"
+        said += [f"not used: {' '.join(p.replace(root, '').split())}" for p in problems]
+        able = [key for key, values in predicted.items() if np.isfinite(values[number]).any()]
+        table["candidates"].append("|".join(able))
+        table["n_runs"].append(sum(record.modality == BOLD for record in used))
+        table["n_scans"].append(sum(record.modality == DWI for record in used))
+        table["warnings"].append("; ".join(said))
+    return table
 
 
 def _scores_table(result: Result) -> dict[str, Any]:
@@ -272,15 +340,10 @@ def _prediction_columns(result: Result) -> dict[str, str | tuple[str, str]]:
     shown = _shown(result)
     titles = {c.key: c.title for c in result.evaluation.candidates}
     described: dict[str, str | tuple[str, str]] = {
-        "participant_id": "The participant",
-        "session_id": "The session, where labels are of sessions",
-        "state": "The session or task that is told apart",
+        **_UNIT,
         "label": "The true label, where there is one",
         "fold": "Fold in which the unit was predicted, of each repeat",
-        "candidates": "Candidates that could predict the unit",
-        "n_runs": "BOLD runs that features of the unit come from",
-        "n_scans": "Diffusion scans that features of the unit come from",
-        "warnings": "What to mind of the unit",
+        **_RESTS_ON,
     }
     by = f"by {shown} ({titles[shown]})"
     if target.is_regression:
@@ -306,48 +369,61 @@ def _prediction_columns(result: Result) -> dict[str, str | tuple[str, str]]:
     return described
 
 
-def write_applied(
-    target: Target,
-    units: tuple[Unit, ...],
-    predicted: Mapping[str, NDArray[np.float64]],
-    about: Mapping[str, Any],
-    output_dir: Path,
-) -> Path:
+def write_applied(applied: Applied, inventory: Inventory, uses: Uses) -> Path:
     """Publish what predictors that were fitted elsewhere predict of everyone.
 
     Parameters
     ----------
-    target : Target
-        What is predicted; without labels.
-    units : tuple of Unit
-        N units.
-    predicted : mapping of str to ndarray
-        (N,) or (N, classes) by key of the candidate, the one that is shown first in front.
-    about : mapping
-        For the sidecar: where the predictors come from, and how good they were there.
-    output_dir : Path
-        Root of the dataset.
+    applied : Applied
+        Their predictions.
+    inventory : Inventory
+        What the features were read from; the file goes there, too.
+    uses : mapping
+        What became of its runs and scans.
 
     Returns
     -------
     Path
     """
-    table: dict[str, Any] = unit_columns(units)
-    described: dict[str, str] = {"participant_id": "The participant"}
-    for key, values in predicted.items():
+    target, shown, there = applied.target, applied.shown, applied.about.get("Headline")
+    if there not in applied.predicted:
+        LOGGER.warning(
+            "%s: features of %s are not here: the column predicted is by %s",
+            target.name,
+            there,
+            shown,
+        )
+    unit = target.units or "n/a"
+    table: dict[str, Any] = unit_columns(applied.units)
+    described: dict[str, str | tuple[str, str]] = {name: _UNIT[name] for name in table}
+    values = applied.predicted[shown]
+    if target.is_regression:
+        table["predicted"] = values
+        described["predicted"] = (f"{target.name}, predicted by {shown}", unit)
+    else:
+        codes = predicted_classes(values, applied.shares[shown]).astype(float)
+        table["predicted"] = _named(target, np.where(codes >= 0, codes, np.nan))
+        described["predicted"] = (
+            f"Class predicted by {shown}: its probability over its share in training"
+        )
+        for index, name in enumerate(target.classes):
+            table[f"probability_{name}"] = values[:, index]
+            described[f"probability_{name}"] = f"Probability of {name} by {shown}"
+    for key, values in applied.predicted.items():
         if target.is_regression:
             table[f"predicted_by_{key}"] = values
-            described[f"predicted_by_{key}"] = f"{target.name}, predicted by {key}"
+            described[f"predicted_by_{key}"] = (f"{target.name}, predicted by {key}", unit)
             continue
         for index, name in enumerate(target.classes):
             table[f"probability_{name}_by_{key}"] = values[:, index]
             described[f"probability_{name}_by_{key}"] = f"Probability of {name} by {key}"
+    table |= _rests_on(applied.units, applied.predicted, applied.confounds, inventory, uses)
     document = {
         "Description": dataset_products()["applied_predictions"].description,
         "SoftwareVersions": software_versions(),
-        **_without_nan(about),
-    } | columns(described)
-    path = dataset_path(output_dir, "applied_predictions", target.name)
+        **_without_nan(applied.about),
+    } | columns(described | dict(_RESTS_ON))
+    path = dataset_path(inventory.output_dir, "applied_predictions", target.name)
     publish([OutputFile(path, Table(table), document)], fingerprint(document))
     return path
 

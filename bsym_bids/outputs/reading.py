@@ -526,8 +526,9 @@ def _read_numbers(path: Path, rows_named: bool) -> NDArray[np.float64]:
         if values.shape[1] != len(labels):
             raise ValueError(f"rows have {values.shape[1]} numbers and the header {len(labels)}")
     except (OSError, ValueError) as error:
+        reason = _uneven(path) if isinstance(error, ValueError) else ""
         raise BadDataError(
-            f"{path}: cannot be read as a table of numbers: {error}", _HINT
+            f"{path}: cannot be read as a table of numbers: {reason or error}", _HINT
         ) from error
     if labels != names or rows != names:
         raise BadDataError(
@@ -538,3 +539,17 @@ def _read_numbers(path: Path, rows_named: bool) -> NDArray[np.float64]:
     if not len(values) or np.isinf(values).any():
         raise BadDataError(f"{path}: holds no rows, or values that are not finite", _HINT)
     return values
+
+
+def _uneven(path: Path) -> str:
+    """Say which line has another number of columns than the header; empty where none has.
+
+    NumPy says it, too, with advice that is for programmers.
+    """
+    header, *lines = path.read_bytes().split(b"\n")
+    expected = header.count(b"\t")
+    for number, line in enumerate(lines, start=2):
+        found = line.count(b"\t")
+        if line.strip(b"\r") and found != expected:
+            return f"line {number} has {found + 1} columns instead of {expected + 1}"
+    return ""

@@ -51,12 +51,13 @@ class Source:
         return found
 
     def files(self, units: Sequence[Unit]) -> list[Path]:
-        """Return the files that features of units are read from, sorted."""
+        """Return the files that features of units were read from, sorted."""
         used = {
             path
             for kind in self.kinds.values()
             for unit in units
             for record in self.inventory.of_unit(unit, kind.modality)
+            if not self.store.problem(kind, record)
             for path in kind.sources(record)
         }
         return sorted(used)

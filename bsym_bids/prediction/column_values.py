@@ -73,6 +73,15 @@ def read_numbers(column: Column) -> dict[tuple[str, str], float]:
     BadDataError
         A value is no number, or infinite; names the rows.
     """
+    known = _numbers(column)
+    capped = sum(text == CAPPED for text in column.known.values())
+    if capped:
+        LOGGER.warning("%s: %d values of %s are read as 89", column.label, capped, CAPPED)
+    return known
+
+
+def _numbers(column: Column) -> dict[tuple[str, str], float]:
+    """Return what `read_numbers` does, and warn of nothing."""
     numbers = {key: number_of(text) for key, text in column.known.items()}
     wrong = [key for key, number in numbers.items() if number is None]
     if wrong:
@@ -86,9 +95,6 @@ def read_numbers(column: Column) -> dict[tuple[str, str], float]:
             f"{column.label}: values that are infinite: {column.where(infinite)}",
             hint="write n/a where there is no number",
         )
-    capped = sum(text == CAPPED for text in column.known.values())
-    if capped:
-        LOGGER.warning("%s: %d values of %s are read as 89", column.label, capped, CAPPED)
     return known
 
 
@@ -106,7 +112,7 @@ def told_task(column: Column) -> str:
     """
     if not looks_numeric(column):
         return CLASSIFICATION
-    distinct = set(read_numbers(column).values())
+    distinct = set(_numbers(column).values())
     if column.units or column.name.lower() in _MEASURES or len(distinct) > MOST_CODES:
         return REGRESSION
     if len(distinct) <= 2:

@@ -83,6 +83,10 @@ MEASURED = (
 )
 #: Columns of the phenotype tables that are confounds by default, unless they are predicted.
 _DEFAULT_COLUMNS = ("age", "sex")
+#: A column that agrees more than this with the label is nearly the label under another name.
+_SAME = 0.95
+#: So few people may agree by chance.
+_FEW = 10
 
 
 def gather_confounds(
@@ -98,7 +102,8 @@ def gather_confounds(
     ----------
     names : sequence of str, optional
         Names of `MEASURED` confounds, or columns of the phenotype tables; ``none`` for none. None
-        is what is measured, age and sex, without the target itself and without what does not vary.
+        is what is measured, age and sex, without the target itself, without what is nearly the same
+        thing under another name (with a warning), and without what does not vary.
     target : Target
         Never a confound of itself.
     units : sequence of Unit
@@ -223,14 +228,78 @@ def _of_tables(
             )
         return {}
     if looks_numeric(column):
-        return {name: numeric_column(column, units)}
+        values = numeric_column(column, units)
+        return {} if _is_label(name, target, values, False, asked) else {name: values}
     codes, levels = categorical_column(column, units)
+    if _is_label(name, target, codes, True, asked):
+        return {}
     known = np.isfinite(codes)
     return {
         f"{name}={level}": np.where(known, codes == index, np.nan)
         for index, level in enumerate(levels)
         if index
     }
+
+
+def _is_label(
+    name: str, target: Target, values: NDArray[np.float64], are_codes: bool, asked: bool
+) -> bool:
+    """Tell whether a column is left out as nearly the label; those asked for are warned of."""
+    strength = _agreement(target, values, are_codes)
+    if strength <= _SAME:
+        return False
+    numbers = target.is_regression and not are_codes
+    how = f"{'correlation' if numbers else 'association'} {strength:.2f}"
+    if asked:
+        LOGGER.warning(
+            "the confound %s is nearly what is to be predicted, %s (%s): what tells the one is "
+            "taken away with the other",
+            name,
+            target.name,
+            how,
+        )
+        return False
+    LOGGER.warning(
+        "the confound %s is left out: it is nearly what is to be predicted, %s (%s); to keep it, "
+        "name it with --confounds",
+        name,
+        target.name,
+        how,
+    )
+    return True
+
+
+def _agreement(target: Target, values: NDArray[np.float64], are_codes: bool) -> float:
+    """Return how strongly a column goes with the label, 0 to 1.
+
+    That is the size of the correlation; of a category and a number the correlation ratio; of two
+    categories Cramer's V.
+    """
+    known = target.labelled & np.isfinite(values)
+    labels, own = target.values[known], values[known]
+    if len(own) < _FEW or np.ptp(labels) == 0 or np.ptp(own) == 0:
+        return 0.0
+    if target.is_regression:
+        if are_codes:
+            return _correlation_ratio(labels, own)
+        return float(abs(np.corrcoef(labels, own)[0, 1]))
+    return _cramers_v(labels, own) if are_codes else _correlation_ratio(own, labels)
+
+
+def _correlation_ratio(numbers: NDArray[np.float64], codes: NDArray[np.float64]) -> float:
+    """Return the root of the share of the variance that lies between categories."""
+    groups = np.unique(codes, return_inverse=True)[1]
+    means = np.bincount(groups, numbers) / np.bincount(groups)
+    return float(np.std(means[groups]) / np.std(numbers))
+
+
+def _cramers_v(labels: NDArray[np.float64], levels: NDArray[np.float64]) -> float:
+    """Return Cramer's V; 1 only where levels determine the classes, so never of fewer levels."""
+    classes, own = (np.unique(codes, return_inverse=True)[1] for codes in (labels, levels))
+    counts = np.zeros((classes.max() + 1, own.max() + 1))
+    np.add.at(counts, (classes, own), 1)
+    expected = np.outer(counts.sum(axis=1), counts.sum(axis=0))
+    return float(np.sqrt(((counts**2 / expected).sum() - 1) / (len(counts) - 1)))
 
 
 def _usable(

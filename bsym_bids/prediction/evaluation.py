@@ -131,15 +131,14 @@ def evaluate(
     options : Options
         How.
     folds : Folds, optional
-        Other folds than those dealt out by the options.
+        Other folds than those dealt out by the options; not dealt out by the labels.
 
     Returns
     -------
     Evaluation
     """
-    if folds is None:
-        folds = _deal(target, cohort, options)
-    blind = folds if target.is_regression else _deal(target, cohort, options, are_blind=True)
+    blind = folds or _deal(target, cohort, options, are_blind=True)
+    folds = folds or _deal(target, cohort, options)
     rng = np.random.default_rng([options.seed, 1])
     permuted = permuted_labels(target.values, cohort.exchange, options.permutations, rng)
     cohort = replace(cohort, confounds=_estimable(target, cohort, (folds, blind)))

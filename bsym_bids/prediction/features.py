@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids.cohort.edges import edges_of, fisher_z
-from bsym_bids.errors import BadDataError
+from bsym_bids.errors import BadDataError, UsageError
 from bsym_bids.outputs.reading import read_embedding, read_matrix, read_quality
 from bsym_bids.prediction.inventory import BOLD, DWI, Inventory, Record
 from bsym_bids.prediction.tangent import tangent_features
@@ -101,6 +101,22 @@ def available_kinds(inventory: Inventory) -> tuple[FeatureKind, ...]:
         for kind in feature_kinds().values()
         if any(kind.sources(record) for record in inventory.of_modality(kind.modality))
     )
+
+
+def chosen_kinds(kinds: Mapping[str, FeatureKind], wanted: Sequence[str]) -> dict[str, FeatureKind]:
+    """Return the kinds of features that ``--features`` names; all where it names none.
+
+    Raises
+    ------
+    UsageError
+        It names one that there is not.
+    """
+    for key in wanted:
+        if key not in kinds:
+            raise UsageError(
+                f"--features {key}: there are none", hint=f"there are: {', '.join(kinds)}"
+            )
+    return {key: kind for key, kind in kinds.items() if not wanted or key in wanted}
 
 
 def read_z(paths: tuple[Path, ...]) -> NDArray[np.floating]:

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from bsym_bids.errors import BadDataError
 from bsym_bids.prediction.records import Folds, Target
 
+#: Fewer make no nested cross-validation: one is tested, one chooses the penalty, one trains.
+LEAST_FOLDS = 3
+
 
 def make_folds(
     target: Target,
@@ -55,7 +58,7 @@ def make_folds(
     if n_groups < n_folds:
         raise BadDataError(
             f"{target.name}: {n_groups} groups cannot be dealt out to {n_folds} folds",
-            hint=f"choose --folds {n_groups} or fewer, or another --group-by",
+            hint=too_few_groups(n_groups),
         )
     strata = np.zeros(len(labelled), int)
     if not target.is_regression and not are_blind:
@@ -68,6 +71,23 @@ def make_folds(
         for fold, (_, tested) in enumerate(splitter.split(labelled, strata, together)):
             assignment[repeat, labelled[tested]] = fold
     return Folds(assignment, n_folds)
+
+
+def too_few_groups(n_groups: int) -> str:
+    """Return what to do where there are fewer groups than the folds that were asked for.
+
+    Parameters
+    ----------
+    n_groups : int
+        Groups that there are: no more folds than that can be made.
+    """
+    if n_groups < LEAST_FOLDS:
+        return (
+            f"whole groups are left out, which takes at least {LEAST_FOLDS} of them: choose "
+            "another --group-by"
+        )
+    fewer = " or fewer" if n_groups > LEAST_FOLDS else ""
+    return f"choose --folds {n_groups}{fewer}, or another --group-by"
 
 
 def leave_group_out(target: Target, groups: Sequence[str]) -> Folds:

@@ -20,7 +20,7 @@ How it is learned keeps a gate of 2 D^2 weights from memorising a few hundred pe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import count, islice
@@ -139,13 +139,6 @@ class GateHead:
         """Return everything as arrays by name, for `numpy.savez`."""
         return {part.name: np.asarray(getattr(self, part.name)) for part in fields(self)}
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, NDArray]) -> GateHead:
-        """Take what `state` returned."""
-        own = {part.name: np.asarray(state[part.name]) for part in fields(cls)}
-        own |= {"n_classes": int(own["n_classes"]), "penalty": float(own["penalty"])}
-        return cls(**own)
-
 
 def fit_gate(
     functional: NDArray[np.float32],
@@ -261,10 +254,11 @@ def _folds(target: Target, groups: NDArray[np.str_], seed: int) -> NDArray[np.in
         smallest = np.unique(target.values, return_counts=True)[1].min()
     n_folds = max(_FEWEST_FOLDS, min(_FOLDS, n_groups, smallest))
     if target.is_regression:
-        # Spread evenly, by as many bins as there are folds: all these units train.
+        # Spread evenly, by up to as many bins as there are folds: all these units train.
         ranks = np.argsort(np.argsort(target.values, kind="stable"), kind="stable")
-        bins = ranks * n_folds // len(ranks)
-        names = tuple(str(number) for number in range(n_folds))
+        n_bins = max(1, min(n_folds, len(ranks) // n_folds))
+        bins = ranks * n_bins // len(ranks)
+        names = tuple(str(number) for number in range(n_bins))
         target = replace(target, task=CLASSIFICATION, values=bins.astype(float), classes=names)
     dealt = make_folds(target, groups.tolist(), n_folds=n_folds, n_repeats=1, seed=seed)
     return np.unique(dealt.assignment[0], return_inverse=True)[1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from bsym_bids.prediction.evaluation import Cohort, Evaluation
 from bsym_bids.prediction.linear import Fit
 from bsym_bids.prediction.logistic import probabilities
 from bsym_bids.prediction.records import CLASSIFICATION
+from bsym_bids.prediction.scores import averaged_training_mean
 
-FORMAT = "bsym-bids head, version 1"
+FORMAT = "bsym-bids head, version 2"
 _HINT = "make it again with --save-head"
 Loader = Callable[[str], NDArray[np.floating]]
 
@@ -60,6 +61,8 @@ class Head:
         What is taken away for each unit of a confound.
     intercept : ndarray, shape (m,)
         Prediction, or logits, where all features and confounds are 0.
+    shares : ndarray, shape (classes,)
+        Of the classes in training; empty for numbers.
     """
 
     parts: Mapping[str, Part]
@@ -67,6 +70,7 @@ class Head:
     confound_means: NDArray[np.float64]
     confound_weights: NDArray[np.float64]
     intercept: NDArray[np.float64]
+    shares: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def raw(
         self, features: Mapping[str, NDArray[np.floating]], confounds: NDArray[np.float64]
@@ -157,6 +161,7 @@ def heads_of(evaluation: Evaluation, cohort: Cohort, load: Loader) -> dict[str, 
             parts[candidate.key],
             evaluation.fits[candidate.key],
             scores[candidate.key],
+            _shares(evaluation, candidate.key),
         )
         for candidate in linear
     }
@@ -179,11 +184,25 @@ def _part(values: NDArray[np.floating], fit: Fit, scale: float) -> tuple[Part, N
     return Part(weights.astype(np.float32), means.astype(np.float32)), filled @ weights
 
 
-def _head(parts: Mapping[str, Part], fit: Fit, scores: NDArray[np.float64]) -> Head:
+def _shares(evaluation: Evaluation, key: str) -> NDArray[np.float64]:
+    """Return the shares of the classes by which the class of the unlabelled is chosen here."""
+    if evaluation.target.is_regression:
+        return np.empty(0)
+    return np.nanmean(averaged_training_mean(evaluation.predictions[key]), axis=0)
+
+
+def _head(
+    parts: Mapping[str, Part],
+    fit: Fit,
+    scores: NDArray[np.float64],
+    shares: NDArray[np.float64],
+) -> Head:
     """Put the parts together with what the confounds explain of their scores in training."""
     used, confounds = fit.training, fit.confounds
     values = confounds.values
-    means = np.array([np.nanmean(column[used]) for column in values.T])
+    known = np.isfinite(values) & used[:, None]
+    # 0 for what is known of nobody who trained: it does not vary then, and weighs nothing.
+    means = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     filled = np.where(np.isfinite(values), values, means)
     spread = filled[used].std(axis=0)
     varying = spread > 0
@@ -199,11 +218,12 @@ def _head(parts: Mapping[str, Part], fit: Fit, scores: NDArray[np.float64]) -> H
         means,
         slopes,
         fit.intercept - found[0] + means @ slopes,
+        shares,
     )
 
 
 def write_heads(path: Path, heads: HeadFile) -> None:
-    """Write heads to a file, whole or not at all.
+    """Write heads to a file, whole or not at all, in a folder that is there.
 
     Raises
     ------
@@ -216,6 +236,7 @@ def write_heads(path: Path, heads: HeadFile) -> None:
         arrays[f"{key}/confound_means"] = head.confound_means
         arrays[f"{key}/confound_weights"] = head.confound_weights
         arrays[f"{key}/intercept"] = head.intercept
+        arrays[f"{key}/shares"] = head.shares
         for kind, part in head.parts.items():
             arrays[f"{key}/{kind}/weights"] = part.weights
             arrays[f"{key}/{kind}/means"] = part.means
@@ -223,7 +244,6 @@ def write_heads(path: Path, heads: HeadFile) -> None:
     document = json.dumps({"Format": FORMAT, "Heads": listed, **heads.about})
     aside = path.with_name(f".{path.name}.part")
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open("wb") as file:
                 np.savez_compressed(
@@ -261,6 +281,7 @@ def read_heads(path: Path) -> HeadFile:
                     arrays[f"{key}/confound_means"],
                     arrays[f"{key}/confound_weights"],
                     arrays[f"{key}/intercept"],
+                    arrays[f"{key}/shares"],
                 )
                 for key, listed in about.pop("Heads").items()
             }

@@ -235,9 +235,11 @@ class Phenotypes:
         lower = {column.lower(): column for column in known}
         close = difflib.get_close_matches(wanted, lower, n=_LISTED, cutoff=0.5)
         near = [lower[found] for found in close] or sorted(known)[:10]
+        names = [table.name for table in self.tables]
+        without = "" if PARTICIPANTS in names else f"; there is no {PARTICIPANTS}"
         return UsageError(
             f"{self.bids_dir}: no table has a column {name!r}; looked at "
-            f"{', '.join(table.name for table in self.tables)}",
+            f"{', '.join(names)}{without}",
             hint=f"there is: {', '.join(near)}" if near else "the tables have no columns",
         )
 

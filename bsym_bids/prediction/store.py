@@ -86,6 +86,22 @@ class FeatureMatrix:
 
 
 @dataclass(frozen=True)
+class Use:
+    """What became of a run or scan.
+
+    Attributes
+    ----------
+    is_used : bool
+        Whether any features come from it.
+    problems : tuple of str
+        Why others do not.
+    """
+
+    is_used: bool
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Plan:
     """What an update has to do for one kind of features.
 
@@ -242,6 +258,34 @@ class FeatureStore:
     def problem(self, kind: FeatureKind, record: Record) -> str:
         """Return why a record that was asked for has no features; empty where it has."""
         return self._problems.get((kind.key, self._key(kind, record)), "")
+
+    def uses(
+        self, kinds: Iterable[FeatureKind], records: Iterable[Record]
+    ) -> dict[tuple[str, str], Use]:
+        """Return what became of runs and scans that were asked for.
+
+        Parameters
+        ----------
+        kinds : iterable of FeatureKind
+            Kinds of features that were asked for of all of them.
+        records : iterable of Record
+            Runs and scans, of any modality.
+
+        Returns
+        -------
+        dict of (str, str) to Use
+            By modality and label. Of problems that hold each other's text, the shortest.
+        """
+        kinds = tuple(kinds)
+        found = {}
+        for record in records:
+            problems = [self.problem(kind, record) for kind in kinds if self._key(kind, record)]
+            told: list[str] = []
+            for text in sorted(filter(None, problems), key=len):
+                if not any(known in text for known in told):
+                    told.append(text)
+            found[record.modality, record.label] = Use(not all(problems), tuple(told))
+        return found
 
     def _means(
         self,

@@ -16,7 +16,7 @@ from bsym_bids import __version__
 from bsym_bids.config import RunConfig
 from bsym_bids.errors import BadDataError, BsymError, InputMissingError, UsageError
 from bsym_bids.model.weights import resolve_release
-from bsym_bids.outputs.predictions import write_applied, write_predictions
+from bsym_bids.outputs.predictions import Applied, write_applied, write_predictions
 from bsym_bids.prediction.assembly import Source, gated_embeddings, make_kernels
 from bsym_bids.prediction.bias import correct_bias
 from bsym_bids.prediction.candidates import CONFOUNDS, HEADLINES, REFERENCES, first_of
@@ -94,8 +94,16 @@ class Study:
 
     def predict(self, column: str) -> list[str | Path]:
         """Predict a column of the tables, publish what comes out, and say it in lines."""
+        return self._answer(self.ask(column), column)
+
+    def tell_states(self, labels: Sequence[str]) -> list[str | Path]:
+        """Tell sessions or tasks of the same people apart; as `predict`."""
+        return self._answer(self.ask_states(labels), "state" + "".join(labels))
+
+    def ask(self, column: str) -> Question:
+        """Return the target of a column and whom it is asked of; raises as `ask_column`."""
         config = self.config
-        question = ask_column(
+        return ask_column(
             column,
             self.phenotypes,
             self.inventory,
@@ -104,12 +112,11 @@ class Study:
             site=config.site,
             n_folds=config.folds,
         )
-        return self._answer(question, column)
 
-    def tell_states(self, labels: Sequence[str]) -> list[str | Path]:
-        """Tell sessions or tasks of the same people apart; as `predict`."""
+    def ask_states(self, labels: Sequence[str]) -> Question:
+        """Return the states as a target; raises as `ask_state`."""
         config = self.config
-        question = ask_state(
+        return ask_state(
             labels,
             self.inventory,
             config.folds,
@@ -117,7 +124,6 @@ class Study:
             group_by=config.group_by,
             site=config.site,
         )
-        return self._answer(question, "state" + "".join(labels))
 
     def _answer(self, question: Question, label: str) -> list[str | Path]:
         cohort = self._cohort(question)
@@ -130,7 +136,8 @@ class Study:
         )
         evaluation = evaluate(question.target, cohort, options)
         result = self._result(question, cohort, evaluation, options)
-        paths = write_predictions(result, self.inventory, self.inventory.output_dir, label)
+        uses = self.source.store.uses(self.source.kinds.values(), self.inventory.records)
+        paths = write_predictions(result, self.inventory, uses, label)
         said: list[str | Path] = [f"{question.target.name}: {result.verdict}"]
         said += [f"  mind: {caution.text}" for caution in result.cautions]
         if self.config.save_head:
@@ -360,14 +367,24 @@ class Study:
             kind: self.source.matrix(kind, units).values
             for kind in sorted({kind for head in usable.values() for kind in head.parts})
         }
-        predicted = {}
+        predicted, known = {}, {}
         for key, head in usable.items():
             confounds = confounds_named(
                 head.confounds, units, self.inventory, self._phenotypes_if_any()
             )
             predicted[key] = file.predict(key, features, confounds)
-        about = {"Head": path.name, **file.about}
-        return [write_applied(target, units, predicted, about, self.inventory.output_dir)]
+            known |= dict(zip(head.confounds, confounds.T, strict=True))
+        applied = Applied(
+            target,
+            units,
+            predicted,
+            {key: head.shares for key, head in usable.items()},
+            known,
+            {"Head": path.name, **file.about},
+        )
+        kinds = [self.source.kinds[kind] for kind in features]
+        uses = self.source.store.uses(kinds, self.inventory.records)
+        return [write_applied(applied, self.inventory, uses)]
 
 
 def _comparisons(

@@ -24,6 +24,7 @@ from bsym_bids.prediction.column_values import (
     read_numbers,
     told_task,
 )
+from bsym_bids.prediction.folds import LEAST_FOLDS, too_few_groups
 from bsym_bids.prediction.phenotypes import Column
 from bsym_bids.prediction.records import REGRESSION, TASK_TYPES, Target, Unit
 from bsym_bids.prediction.units import Unmatched, make_units, of_units, some_of, unmatched
@@ -43,7 +44,10 @@ __all__ = [
 LOGGER = logging.getLogger("bsym_bids")
 _LISTED = 5
 #: Numbers with which studies say that a value is missing.
-_CODES_OF_MISSING = (-9.0, -99.0, -999.0, -9999.0, 999.0, 9999.0)
+_CODES_OF_MISSING = (
+    *(-1.0, -7.0, -8.0, -9.0, -77.0, -88.0, -99.0, -777.0, -888.0, -999.0, -9999.0),
+    *(99.0, 999.0, 9999.0),
+)
 
 
 def make_target(
@@ -134,13 +138,19 @@ def check_class_sizes(target: Target, n_folds: int, groups: Sequence[str] | None
         return
     of_what = "members" if groups is None else "groups with members"
     least = min(small.values())
-    fewer = f"choose --folds {least} or fewer, or " if least > 1 else ""
+    hint = "put small classes together, or write n/a for them"
+    n_groups = len({groups[i] for i in np.flatnonzero(target.labelled)}) if groups else LEAST_FOLDS
+    if n_groups < LEAST_FOLDS:
+        hint = too_few_groups(n_groups)
+    elif least >= LEAST_FOLDS:
+        fewer = " or fewer" if least > LEAST_FOLDS else ""
+        hint = f"choose --folds {least}{fewer}, or {hint}"
     said = ", ".join(f"{name} ({size})" for name, size in list(small.items())[:_LISTED])
     more = f" and {len(small) - _LISTED} more" if len(small) > _LISTED else ""
     raise BadDataError(
         f"{target.source or 'the labels'}, column {target.name}: classes have fewer {of_what} than "
         f"there are folds ({n_folds}): {said}{more}",
-        hint=f"{fewer}put small classes together, or write n/a for them",
+        hint=hint,
     )
 
 
@@ -283,15 +293,21 @@ def _check_classes(column: Column) -> None:
 
 
 def _warn_of_codes(column: Column, numbers: Sequence[float]) -> None:
-    """Warn of numbers that look like a code for a missing value: far from all others."""
-    for code in _CODES_OF_MISSING:
-        others = [number for number in numbers if number not in _CODES_OF_MISSING]
-        if code not in numbers or len(others) < 2:
-            continue
-        distance = min(abs(code - number) for number in others)
-        if distance > max(others) - min(others):
+    """Warn of numbers that look like a code for a missing value.
+
+    They are far from all others, or below 0 where no other is.
+    """
+    others = [number for number in numbers if number not in _CODES_OF_MISSING]
+    if len(others) < 2:
+        return
+    least, most = min(others), max(others)
+    for code in sorted({number for number in numbers if number in _CODES_OF_MISSING}):
+        how = ""
+        if min(abs(code - number) for number in others) > most - least:
+            how = "far from all other values"
+        elif code < 0 <= least:
+            how = "below 0, as no other value is"
+        if how:
             LOGGER.warning(
-                "%s: %g is far from all other values; write n/a if it means that there is none",
-                column.label,
-                code,
+                "%s: %g is %s; write n/a if it means that there is none", column.label, code, how
             )

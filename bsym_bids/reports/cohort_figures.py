@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _HIGHER, _LOWER, _PLAIN = COLOURS[1], COLOURS[0], "#9A9A9A"
 _MOST_NAMES = 15
+#: What figures say where there are no permutations, or nothing that could be tested.
+_NO_P = "no p-values: nothing was tested"
 #: Width and height of what a view along each axis shows, in mm; one height, so that titles align.
 _VIEW_MM = ((190, 190), (150, 190), (150, 190))
 _DIVERGING, _SEQUENTIAL = "RdBu_r", "viridis_r"
@@ -184,9 +186,9 @@ def draw_network_matrix(result: ContrastMap, path: Path) -> None:
         panel.set_yticks(range(n_networks), names)
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
-        panel.set_title(
-            f"framed: p < 0.05, corrected for {len(result.names)} pairs of networks", loc="left"
-        )
+        n_tested = int(np.isfinite(result.tests.p_corrected).sum())
+        note = f"framed: p < 0.05, corrected for {n_tested} pairs of networks"
+        panel.set_title(note if n_tested else _NO_P, loc="left")
         figure.colorbar(image, shrink=0.8, label=_difference_label(result))
 
 
@@ -225,8 +227,8 @@ def draw_glass_brain(result: ContrastMap | EmbeddingShift, path: Path) -> None:
         bar.formatter.set_powerlimits((-2, 4))
         bar.formatter.set_useMathText(True)
         note = "large, framed: p < 0.05" if significant.any() else "none has p < 0.05"
-        n_tested = int(np.isfinite(values).sum())
-        title = f"{note}, corrected for {n_tested} ROIs"
+        n_tested = int(np.isfinite(_corrected(result)).sum())
+        title = f"{note}, corrected for {n_tested} ROIs" if n_tested else _NO_P
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
 
 
@@ -313,6 +315,10 @@ def _roi_values(
         return result.tests.difference, result.significant, _difference_label(result)
     label = "common change of the mean embedding\n(1: as large as by chance)"
     return result.relative_size, result.p_corrected < 0.05, label
+
+
+def _corrected(result: ContrastMap | EmbeddingShift) -> NDArray[np.float64]:
+    return (result.tests if isinstance(result, ContrastMap) else result).p_corrected
 
 
 def _difference_label(result: ContrastMap) -> str:
@@ -416,14 +422,14 @@ def _number(panel: Axes, number: int, x: float, y: float, offset: float) -> None
 
 def _list_of_rois(panel: Axes, result: ContrastMap | EmbeddingShift, marked: Sequence[int]) -> None:
     """Write the names of the marked ROIs beside the strips."""
-    corrected = (result.tests if isinstance(result, ContrastMap) else result).p_corrected
+    corrected = _corrected(result)
     n_tested = int(np.isfinite(corrected).sum())
-    lines = [f"p < 0.05, corrected for {n_tested} ROIs:"]
+    lines = [f"p < 0.05, corrected for {n_tested} ROIs:" if n_tested else _NO_P]
     for number, roi in enumerate(marked[:_MOST_NAMES], 1):
         lines.append(f"{number}  {_short(result.names[roi])}  (p {_p_text(corrected[roi])})")
     if len(marked) > _MOST_NAMES:
         lines.append(f"and {len(marked) - _MOST_NAMES} more, see the table")
-    if not marked:
+    if n_tested and not marked:
         lines.append("none")
     panel.axis("off")
     panel.text(0, 1, "\n".join(lines), va="top", transform=panel.transAxes, linespacing=1.4)

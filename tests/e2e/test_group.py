@@ -92,6 +92,11 @@ def test_a_head_predicts_other_people_as_it_would_have_here(predicted, tmp_path)
         np.testing.assert_allclose(
             applied[f"predicted_by_{key}"][:2], before[f"predicted_by_{key}"][:2], atol=1e-2
         )
+    np.testing.assert_allclose(applied["predicted"][:2], before["predicted"][:2], atol=1e-2)
+    for name in ("n_runs", "n_scans"):
+        np.testing.assert_array_equal(applied[name], before[name])
+    described = json.loads((out / "desc-ageapplied_predictions.json").read_text())
+    assert set(applied) <= set(described)
 
 
 def test_the_same_call_gives_the_same_bytes(predicted):
@@ -134,14 +139,28 @@ def test_maps_without_labels(cohort):
         (["--apply-head", "absent.npz"], 66, "no such file of predictors"),
         (["--predict", "age", "--participant-label", "sim0003", "sim0004"], 65, "at least 10"),
         (["--predict", "age", "--harmonize", "combat", "--site", "scanner"], 64, "--site"),
+        (["--predict", "agee", "--dry-run"], 64, "age"),
     ],
 )
 def test_what_cannot_be_done_is_explained(cohort, arguments, code, said):
     folder, _ = cohort
+    description = folder / "out" / "dataset_description.json"
+    before = description.read_bytes()
     done = run_command(folder / "bids", folder / "out", "group", *arguments)
     assert done.code == code, done.err
     assert said in done.err
     assert "Traceback" not in done.err
+    assert description.read_bytes() == before
+
+
+def test_a_dry_run_says_of_whom_what_would_be_predicted(cohort):
+    folder, _ = cohort
+    done = run_command(
+        folder / "bids", folder / "out", "group", "--predict", "age", "sex", "--dry-run"
+    )
+    assert done.code == 0, done.err
+    assert "predict age: regression, 22 of 24 labelled, 24 groups; from fc, " in done.out
+    assert "predict sex: classification (F, M), 22 of 24 labelled" in done.out
 
 
 def test_the_participant_level_takes_no_requests_of_the_group_level(cohort):

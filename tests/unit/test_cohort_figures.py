@@ -44,7 +44,7 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
-def maps(effect=12.0, measure="connectivity", people=8):
+def maps(effect=12.0, measure="connectivity", people=8, **options):
     rng = np.random.default_rng(1)
     order = networks_in_order(NETWORKS)
     rois = 1e-3 * rng.standard_normal((3, people, R))
@@ -54,7 +54,7 @@ def maps(effect=12.0, measure="connectivity", people=8):
     pairs = 1e-2 * rng.standard_normal((3, people, len(order), len(order)))
     pairs[2, :, 0, 6] += 1e-2 * effect
     found = Differences(measure, rois, pairs[:, :, 0], pairs)
-    return contrast_maps(CONTRAST, found, NAMES, NETWORKS)
+    return contrast_maps(CONTRAST, found, NAMES, NETWORKS, **options)
 
 
 def identifications():
@@ -134,6 +134,17 @@ def test_nothing_significant_is_said(tmp_path, drawn):
     figures.draw_glass_brain(result, tmp_path / "brain.svg")
     assert any(text.endswith("\nnone") for text in texts(drawn[0]))
     assert any(text.startswith("none has p < 0.05") for text in texts(drawn[1]))
+
+
+def test_without_p_values_nothing_is_said_of_significance(tmp_path, drawn):
+    found = maps(people=13, n_permutations=0)
+    figures.draw_roi_contrast(found["rois"], tmp_path / "rois.svg")
+    figures.draw_glass_brain(found["rois"], tmp_path / "brain.svg")
+    figures.draw_network_matrix(found["pairs"], tmp_path / "matrix.svg")
+    for figure in drawn:
+        said = texts(figure)
+        assert any("no p-values" in text for text in said)
+        assert not any("p <" in text or text.endswith("none") for text in said)
 
 
 def test_names_stop_where_there_are_too_many(tmp_path, drawn):

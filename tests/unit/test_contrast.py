@@ -8,8 +8,10 @@ from scipy.stats import binomtest, permutation_test, ttest_1samp
 
 from bsym_bids.cohort.contrast import (
     COLUMNS,
+    MAX_ENUMERATED,
     SHIFT_COLUMNS,
     Contrast,
+    Differences,
     PairedPerson,
     check_labels,
     contrast_maps,
@@ -22,6 +24,7 @@ from bsym_bids.cohort.contrast import (
     paired_tests,
     parse_contrast,
     person_differences,
+    read_pairs,
     smallest_p,
 )
 from bsym_bids.cohort.edges import network_pair_means
@@ -110,13 +113,14 @@ def test_pairs_are_matched_and_the_others_are_named(caplog):
         scan("05", "follow"),
     ]
     with caplog.at_level(logging.WARNING, logger="bsym_bids"):
-        pairs, left_out = pair_scans(CONTRAST, scans)
+        pairs, left_out = pair_scans(CONTRAST, scans, "connectivity")
     assert pairs == [
         PairedPerson("01", ((6,), (4,)), ((7,), (5,))),
         PairedPerson("02", ((1, 2),), ((0,),)),
     ]
     assert left_out == ["03", "04"]
-    assert "03, 04" in caplog.text and "2 people have both states" in caplog.text
+    assert "--contrast ses-drug-ses-placebo, connectivity: left out" in caplog.text
+    assert caplog.text.endswith("03, 04\n")
 
 
 def test_a_task_contrast_stays_within_sessions():
@@ -124,14 +128,18 @@ def test_a_task_contrast_stays_within_sessions():
         {"sub": "01", "ses": ses, "task": task}
         for ses, task in (("1", "rest"), ("1", "movie"), ("2", "rest"))
     ]
-    pairs, left_out = pair_scans(Contrast("task", "rest", "movie"), scans)
+    contrast = Contrast("task", "rest", "movie")
+    pairs, left_out = pair_scans(contrast, scans, "attention")
     assert pairs == [PairedPerson("01", ((0,),), ((1,),))] and not left_out
-    assert pair_scans(Contrast("task", "rest", "movie"), scans[1:]) == ([], ["01"])
+    assert pair_scans(contrast, scans[1:], "attention") == ([], ["01"])
 
 
 def test_few_pairs():
     assert [smallest_p(n) for n in (2, 5, 6)] == [0.5, 0.0625, 0.03125]
-    assert "0.0625" in few_pairs_warning(5) and not few_pairs_warning(6)
+    said = [few_pairs_warning(CONTRAST, "attention", n) for n in range(7)]
+    assert all("ses-drug-ses-placebo, attention" in text for text in said[:6]) and not said[6]
+    assert "nobody has both states" in said[0] and "no map" in said[1]
+    assert "0.0625" in said[5] and not any("p cannot" in text for text in said[:2])
     values = np.random.default_rng(0).uniform(1, 2, (4, 3))
     tests = paired_tests(values)
     assert tests.exact and (tests.p == smallest_p(4)).all()
@@ -281,6 +289,46 @@ def test_what_few_people_have_is_not_tested():
     assert tests.difference[2] == 1.5 and np.isnan(tests.interval[0][2])
     nothing = paired_tests(np.zeros((4, 2)))
     assert np.isnan(nothing.p).all() and nothing.n_flips == 0
+
+
+def test_without_permutations_there_is_no_p(tmp_path):
+    values = matrices(2 * (MAX_ENUMERATED + 1))
+    values[::2, :4] += 0.2  # would be significant
+    people = one_scan_each(MAX_ENUMERATED + 1)
+    found = person_differences("attention", people, lambda row: values[row], NETWORKS)
+    result = contrast_maps(CONTRAST, found, NAMES, NETWORKS, n_permutations=0)["rois"]
+    assert np.isfinite(result.tests.t).all() and result.tests.n_flips == 0
+    assert np.isnan([result.tests.p, result.tests.p_corrected]).all()
+    assert not result.significant.any() and set(result.table()["direction"]) == {""}
+    Table(result.table()).write(tmp_path / "rois.tsv")
+    header, first, *_ = (tmp_path / "rois.tsv").read_text().splitlines()
+    assert dict(zip(header.split("\t"), first.split("\t"), strict=True))["p_corrected"] == "n/a"
+    differences = np.random.default_rng(0).standard_normal((13, R, 4)) + 4
+    shift = embedding_shift(CONTRAST, differences, NAMES, NETWORKS, n_permutations=0)
+    assert np.isnan([shift.p, shift.p_corrected]).all() and (shift.relative_size > 5).all()
+
+
+def test_who_cannot_be_read_stops_no_other(caplog):
+    def read(pair):
+        if pair.participant == "01":
+            raise BadDataError("a.tsv: cut off")
+        return pair.participant
+
+    found = read_pairs(CONTRAST, one_scan_each(3), read, "similarity")
+    assert found == (["00", "02"], ["01"])
+    assert "ses-placebo, similarity: left out, sub-01: a.tsv: cut off" in caplog.text
+
+
+def test_people_can_be_read_one_at_a_time():
+    values = matrices(6)
+    apart = [
+        person_differences("similarity", [pair], lambda row: values[row], NETWORKS)
+        for pair in one_scan_each(3)
+    ]
+    joined = Differences.joined(apart)
+    together = person_differences("similarity", one_scan_each(3), lambda row: values[row], NETWORKS)
+    for name in ("rois", "networks", "pairs"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(together, name))
 
 
 def test_one_pair_is_refused():

@@ -213,6 +213,16 @@ def test_second_call_keeps_the_links_of_the_first(tmp_path):
     assert description(tmp_path)["DatasetType"] == "derivative"
 
 
+def test_files_that_would_not_change_are_left_as_they_are(tmp_path):
+    describe_dataset(tmp_path, {"fmriprep": tmp_path / "a"})
+    before = {path: path.stat().st_ino for path in tmp_path.iterdir()}
+    (tmp_path / "dataset_description.json").chmod(0o444)
+    describe_dataset(tmp_path, {"fmriprep": tmp_path / "a"})
+    assert {path: path.stat().st_ino for path in tmp_path.iterdir()} == before
+    describe_dataset(tmp_path, {"raw": tmp_path / "b"})
+    assert set(description(tmp_path)["DatasetLinks"]) == {"fmriprep", "raw"}
+
+
 def test_second_call_moves_a_link_and_keeps_what_people_wrote(tmp_path):
     describe_dataset(tmp_path, {"fmriprep": tmp_path / "a"})
     (tmp_path / "README.md").write_text("ours")

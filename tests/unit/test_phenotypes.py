@@ -97,8 +97,12 @@ def test_an_absent_column_lists_near_names_and_tables(tmp_path):
         phenotypes.column("panss:totl")
     assert "total" in caught.value.hint
     assert phenotypes.optional("sex") is None
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         phenotypes.column("participant_id")
+    assert "there is no" not in str(caught.value)
+    (tmp_path / "participants.tsv").unlink()
+    with pytest.raises(UsageError, match=r"panss\.tsv; there is no participants\.tsv$"):
+        read_phenotypes(tmp_path).column("age")
 
 
 def test_upper_and_lower_case_do_not_matter_where_it_is_clear(tmp_path, caplog):
@@ -424,7 +428,7 @@ def test_infinite_values_are_refused(tmp_path, infinite):
 def test_capped_ages_are_89(tmp_path, caplog):
     target = with_values(tmp_path, [*AGES[:10], "89+", "89+"])
     np.testing.assert_array_equal(target.values[-2:], 89)
-    assert "2 values of 89+ are read as 89" in caplog.text
+    assert caplog.text.count("2 values of 89+ are read as 89") == 1
 
 
 def test_codes_of_missing_values_are_warned_of(tmp_path, caplog):
@@ -432,6 +436,14 @@ def test_codes_of_missing_values_are_warned_of(tmp_path, caplog):
     assert not caplog.text
     with_values(tmp_path, [*AGES[:11], "-999"])
     assert "-999 is far from all other values" in caplog.text
+    # Nearer to the others than they are to each other.
+    for code in ("-9", "-1"):
+        caplog.clear()
+        with_values(tmp_path, [*AGES[:9], "88", code, code])
+        assert caplog.text.count(f"{code} is below 0, as no other value is") == 1
+    caplog.clear()
+    with_values(tmp_path, [*AGES[:9], "-0.5", "-1", "-9"])
+    assert not caplog.text
 
 
 def test_labels_that_are_all_the_same(tmp_path):
@@ -487,10 +499,22 @@ def test_small_classes_are_refused(tmp_path):
     assert "--folds" not in caught.value.hint
     with pytest.raises(BadDataError, match=r"\(5\): b \(3\)") as caught:
         check_class_sizes(Target("x", CLASSIFICATION, np.repeat([0.0, 1], [7, 3]), ("a", "b")), 5)
-    assert "--folds 3" in caught.value.hint
+    assert caught.value.hint.startswith("choose --folds 3, or put")
     families = ["1"] * 6 + ["2"] + ["3"] * 5
-    with pytest.raises(BadDataError, match=r"groups with members .*: a \(2\), b \(1\)"):
+    with pytest.raises(BadDataError, match=r"groups with members .*: a \(2\), b \(1\)") as caught:
         check_class_sizes(target, 3, families)
+    assert "--folds" not in caught.value.hint
+
+
+def test_two_sites_are_too_few_to_be_left_out(tmp_path):
+    target = with_values(tmp_path, ["a", "b"] * 6)
+    with pytest.raises(BadDataError, match="groups with members") as caught:
+        check_class_sizes(target, 5, ["x"] * 6 + ["y"] * 6)
+    assert "at least 3 of them: choose another --group-by" in caught.value.hint
+    assert "--folds" not in caught.value.hint
+    with pytest.raises(BadDataError) as caught:
+        check_class_sizes(target, 5, ["w", "w", "x", "x", "y", "y"] * 2)
+    assert caught.value.hint.startswith("choose --folds 3, or put")
 
 
 # People in one of the two alone

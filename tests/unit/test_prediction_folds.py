@@ -63,8 +63,12 @@ def test_repeats_and_seeds_differ_and_are_repeatable():
 
 def test_fewer_groups_than_folds_are_refused():
     target = Target("age", REGRESSION, np.arange(20.0))
-    with pytest.raises(BadDataError, match="3 groups cannot be dealt out to 5 folds"):
+    with pytest.raises(BadDataError, match="3 groups cannot be dealt out to 5 folds") as caught:
         make_folds(target, ["abc"[i % 3] for i in range(20)], n_folds=5, n_repeats=1, seed=0)
+    assert caught.value.hint == "choose --folds 3, or another --group-by"
+    with pytest.raises(BadDataError, match="2 groups cannot be dealt out") as caught:
+        make_folds(target, ["ab"[i % 2] for i in range(20)], n_folds=5, n_repeats=1, seed=0)
+    assert "at least 3" in caught.value.hint and "--folds" not in caught.value.hint
 
 
 def test_leave_group_out_makes_each_group_a_fold():

@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression, Ridge
 
-from bsym_bids.errors import BadDataError, InputMissingError
+from bsym_bids.config import RunConfig
+from bsym_bids.errors import BadDataError, CannotCreateOutputError, InputMissingError
+from bsym_bids.prediction import heads as heads_module
 from bsym_bids.prediction.evaluation import Cohort, Options, evaluate
 from bsym_bids.prediction.exchange import exchange_of
 from bsym_bids.prediction.heads import HeadFile, heads_of, read_heads, write_heads
@@ -77,6 +81,7 @@ def test_classes_have_probabilities(data):
     np.testing.assert_allclose(predicted.sum(axis=1), 1)
     expected = evaluation.predictions["fc"].unlabelled[-8:]
     np.testing.assert_allclose(predicted[-8:], expected, atol=1e-4)
+    np.testing.assert_allclose(file.heads["fc"].shares, 0.5, atol=0.02)
 
 
 def test_a_file_gives_back_what_was_written(data, tmp_path):
@@ -85,6 +90,10 @@ def test_a_file_gives_back_what_was_written(data, tmp_path):
     heads = heads_of(evaluation, cohort, features.__getitem__)
     about = {"Target": "age", "TaskType": REGRESSION, "Scores": {"fc": {"mae": 3.5}}}
     path = tmp_path / "deep" / "age.npz"
+    with pytest.raises(CannotCreateOutputError):
+        write_heads(path, HeadFile(heads, about))
+    assert not path.parent.exists()
+    path.parent.mkdir()
     write_heads(path, HeadFile(heads, about))
     back = read_heads(path)
     assert back.about == about
@@ -95,6 +104,25 @@ def test_a_file_gives_back_what_was_written(data, tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_confound_that_nobody_who_trains_has_changes_nothing(data):
+    features, confounds, labels = data
+    features["fc"][::2] = np.nan
+    target = Target("age", REGRESSION, labels)
+    others = confounds.copy()
+    # Known only of those without these features, and of those without a label.
+    others[1:-8:2, 1] = np.nan
+    evaluation, cohort = _evaluated(features, others, target)
+    heads = heads_of(evaluation, cohort, features.__getitem__)
+    assert "age" not in heads["fc"].confounds
+    for key, head in heads.items():
+        given = others[:, [("fd", "age").index(name) for name in head.confounds]]
+        assert np.isfinite(head.raw(features, given)[1::2]).all(), key
+    fit = replace(evaluation.fits["fc"], confounds=Confounds(("fd", "age"), others))
+    head = heads_module._head({}, fit, np.ones((N, 1)), np.empty(0))
+    assert head.confound_means[1] == 0 and head.confound_weights[1] == 0
+    assert np.isfinite(head.raw({}, others)).all()
+
+
 def test_units_without_the_features_have_no_prediction(data):
     features, confounds, labels = data
     evaluation, cohort = _evaluated(features, confounds, Target("age", REGRESSION, labels))
@@ -102,6 +130,16 @@ def test_units_without_the_features_have_no_prediction(data):
     features["sc"][2] = np.nan
     raw = head.raw(features, confounds)
     assert np.isnan(raw[2]).all() and np.isfinite(np.delete(raw, 2, axis=0)).all()
+
+
+@pytest.mark.parametrize(("name", "said"), [("absent/h.npz", "no folder"), ("", "is a folder")])
+def test_where_no_head_can_be_written_is_told_first(tmp_path, name, said):
+    asked = {"bids_dir": tmp_path, "output_dir": tmp_path, "analysis_level": "group"}
+    with pytest.raises(CannotCreateOutputError, match=said) as caught:
+        RunConfig(**asked, predict=("age",), save_head=tmp_path / name)
+    assert caught.value.hint
+    RunConfig(**asked, predict=("age",), save_head=tmp_path / "h.npz")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_file_of_heads_is_explained(tmp_path):
@@ -131,3 +169,12 @@ def test_harmonized_features_depend_on_who_trains_and_never_on_who_is_tested():
     changed[30:] += 100
     other = HarmonizedKernel(changed, sites).harmonized(training)
     np.testing.assert_array_equal(harmonized[training], other[training])
+
+
+def test_who_has_a_site_alone_is_left_alone_in_training_as_in_test():
+    rng = np.random.default_rng(1)
+    sites = np.array(["sub-0", *["a", "b"] * (N // 2 - 1), "sub-1"])
+    values = rng.standard_normal((N, 50)) + 3 * (sites == "b")[:, None]
+    harmonized = HarmonizedKernel(values, sites).harmonized(np.arange(N) < 30)
+    np.testing.assert_array_equal(harmonized[[0, N - 1]], values[[0, N - 1]])
+    assert np.abs(harmonized[1:-1] - values[1:-1]).min() > 0

@@ -249,6 +249,35 @@ def test_features_of_another_number_take_the_place_of_old_ones(place):
 # --- what cannot be used --------------------------------------------------------------------------
 
 
+def test_what_became_of_each_run_is_told(place):
+    bad = place.write("01", ["no number"])
+    place.write("02", [3, 4])
+
+    def refuse(paths):
+        place.read(paths)
+        raise BadDataError(f"{paths[0]}: of no use here")
+
+    def say_twice(paths):
+        try:
+            return place.read(paths)
+        except BadDataError as error:
+            raise BadDataError(f"{paths[0]}: {error}") from error
+
+    store, records = place.store(), take_inventory(place.out).records
+    again = replace(place.kind, key="again", read=say_twice)
+    never = replace(place.kind, key="never", read=refuse)
+    store.update([place.kind, again, never], records)
+    first, second = store.uses([place.kind, again], records).values()
+    # The same problem of a file is told of once.
+    assert not first.is_used and len(first.problems) == 1 and bad.name in first.problems[0]
+    assert second.is_used and not second.problems
+    _, second = store.uses([place.kind, never], records).values()
+    assert second.is_used and "of no use here" in second.problems[0]
+    _, second = store.uses([never], records).values()
+    assert not second.is_used
+    assert not any(use.is_used for use in store.uses([], records).values())
+
+
 def test_files_that_cannot_be_used(place, caplog):
     bad = place.write("01", [1, 2])
     place.write("02", [3, 4])

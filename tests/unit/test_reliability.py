@@ -11,7 +11,6 @@ from bsym_bids.cohort.reliability import (
     COLUMNS,
     edge_networks,
     group_mean,
-    network_matrix,
     reliability,
     roi_networks,
     table,
@@ -123,11 +122,6 @@ def test_summary_by_network():
     visual = [("Vis" in (NETWORKS[i], NETWORKS[j])) for i, j in pairs()]
     assert columns["icc_median"][1] == pytest.approx(np.median(found.icc[visual]))
     assert columns["icc_mean"][1] > 0.9 > columns["icc_mean"][2]
-    matrix = network_matrix(found, NETWORKS)
-    assert matrix[0, 1] == pytest.approx(
-        np.mean([found.icc[e] for e, (i, j) in enumerate(pairs()) if i < 2 <= j < 4])
-    )
-    assert np.isnan(matrix[2, 2])  # one ROI has no edge with itself
 
 
 def test_summary_of_features_by_roi():
