@@ -160,9 +160,20 @@ def _sidecar(
         "Headline": result.headline,
         "Reference": result.reference,
         "Candidates": {c.key: c.title for c in result.evaluation.candidates},
+        "BiasCorrection": _bias_correction(result),
         "PredictionSettings": dict(result.settings),
         "SoftwareVersions": software_versions(),
     } | columns(described)
+
+
+def _bias_correction(result: Result) -> dict[str, Any] | None:
+    """Return the line of the column of corrected predictions, or why it is empty."""
+    found = result.corrected.get(_shown(result))
+    if found is None:
+        return None
+    line = {"Slope": found.slope, "Intercept": found.intercept}
+    said: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in line.items()}
+    return said | ({"Reason": found.reason} if found.reason else {})
 
 
 def unit_columns(units: tuple[Unit, ...]) -> dict[str, list[str]]:
@@ -189,7 +200,7 @@ def _predictions_table(result: Result, inventory: Inventory, uses: Uses) -> dict
     table["fold"] = ["|".join(str(f) for f in own) if own[0] >= 0 else "" for own in folds.T]
     table |= _predicted(target, shown)
     if target.is_regression and _shown(result) in result.corrected:
-        table["bias_corrected"] = result.corrected[_shown(result)]
+        table["bias_corrected"] = result.corrected[_shown(result)].values
     for key, predictions in result.evaluation.predictions.items():
         table |= _of_candidate(target, key, predictions)
     return table | _rests_on(

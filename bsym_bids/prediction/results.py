@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from bsym_bids.prediction.bias import BiasCorrected
 from bsym_bids.prediction.cautions import Caution
 from bsym_bids.prediction.comparisons import Comparison
 from bsym_bids.prediction.evaluation import Evaluation
@@ -38,8 +36,8 @@ class Result:
         In plain words.
     cautions : sequence of Caution
         Warnings.
-    corrected : mapping of str to ndarray
-        Bias-corrected predictions (N,) of numbers, by key of the candidate.
+    corrected : mapping of str to BiasCorrected
+        Bias-corrected predictions of numbers, by key of the candidate.
     confounds : Confounds
         Of the units.
     settings : mapping
@@ -58,7 +56,7 @@ class Result:
     reference: str | None
     verdict: str
     cautions: Sequence[Caution]
-    corrected: Mapping[str, NDArray[np.float64]]
+    corrected: Mapping[str, BiasCorrected]
     confounds: Confounds
     settings: Mapping[str, Any]
     sources: Sequence[str]

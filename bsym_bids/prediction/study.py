@@ -202,7 +202,7 @@ class Study:
         corrected = {}
         if target.is_regression:
             for key, found in predictions.items():
-                corrected[key] = correct_bias(target, found, evaluation.folds).values
+                corrected[key] = correct_bias(target, found, evaluation.folds)
         return Result(
             question=question,
             evaluation=evaluation,

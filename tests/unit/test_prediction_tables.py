@@ -1,6 +1,7 @@
 """What the tables of predictions say of the data behind each row."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 from test_prediction_page import make_result
 
 from bsym_bids.outputs.predictions import Applied, write_applied, write_predictions
+from bsym_bids.prediction.bias import BiasCorrected
 from bsym_bids.prediction.inventory import BOLD, DWI, Inventory, Record
 from bsym_bids.prediction.records import CLASSIFICATION, REGRESSION, Target, Unit
 from bsym_bids.prediction.store import Use
@@ -53,6 +55,24 @@ def test_only_runs_that_features_come_from_are_counted(outputs):
     assert other == "not used: sub-0001/e.tsv: is empty"
     assert third == "mean FD unknown: mean in training"
     assert set(found["warnings"][3:]) == {"n/a"}
+
+
+def test_a_correction_that_cannot_be_made_says_why(outputs):
+    result = make_result(
+        n=N, permutations=0, repeats=1, bootstrap=0, lacking=("random_functional",)
+    )
+    values = np.linspace(20, 40, N)
+    for correction, said in (
+        (BiasCorrected(values, 0.5, 3.0), {"Slope": 0.5, "Intercept": 3.0}),
+        (
+            BiasCorrected(values * np.nan, np.nan, np.nan, "fewer than 10 units"),
+            {"Slope": None, "Intercept": None, "Reason": "fewer than 10 units"},
+        ),
+    ):
+        own = replace(result, corrected=dict.fromkeys(result.evaluation.predictions, correction))
+        path, *_ = write_predictions(own, *outputs, "age")
+        assert json.loads(path.with_suffix(".json").read_text())["BiasCorrection"] == said
+        assert (table(path)["bias_corrected"] == "n/a").all() == ("Reason" in said)
 
 
 def applied(target, predicted, **more):
