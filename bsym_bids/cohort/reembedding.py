@@ -161,15 +161,17 @@ class RandomNetwork:
         Whose sizes it has.
     seed : int
         Of the weights.
-    scaling, model_tr, window_step
-        What is done to series before, as at the participant level.
+    scaling : CohortScaling or str
+        By what, or how, series are scaled before.
+    model_tr, window_step
+        What else is done to them, as at the participant level.
     convention : EdgeConvention, optional
         What is made of streamline counts; None is what the release's card says.
     """
 
     release: Release
     seed: int = 0
-    scaling: str = "robust"
+    scaling: CohortScaling | str = "robust"
     model_tr: float = 0.8
     window_step: int = 100
     convention: EdgeConvention | None = None

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from bsym_bids.cohort.edges import edges_of, fisher_z
 from bsym_bids.cohort.reembedding import RandomNetwork
+from bsym_bids.cohort.scaling import CohortScaling
+from bsym_bids.config import COHORT
 from bsym_bids.errors import BsymError
 from bsym_bids.model.structural import EdgeConvention
 from bsym_bids.model.weights import resolve_release
+from bsym_bids.outputs.cohort import read_cohort_scaling
 from bsym_bids.prediction.features import FeatureKind, files_of
 from bsym_bids.prediction.inventory import BOLD, DWI, Inventory, part_of
 
@@ -56,7 +59,7 @@ def random_kinds(inventory: Inventory, model_dir: Path | None, seed: int) -> dic
     network = RandomNetwork(
         release,
         seed,
-        scaling=str(functional.get("Scaling", "robust")),
+        scaling=_scaling(inventory, functional),
         model_tr=float(functional.get("ModelRepetitionTime", 0.8)),
         window_step=int(functional.get("WindowStep", 100)),
         convention=_convention(structural),
@@ -91,6 +94,12 @@ def _settings(inventory: Inventory, modality: str, key: str) -> Mapping[str, Any
         for document in record.sidecars.values()
     )
     return next((part_of(doc, key) for doc in documents if part_of(doc, key)), {})
+
+
+def _scaling(inventory: Inventory, settings: Mapping[str, Any]) -> CohortScaling | str:
+    """Return how series were scaled: by the cohort's statistics, or the name of the way."""
+    name = str(settings.get("Scaling", "robust"))
+    return read_cohort_scaling(inventory.output_dir) if name == COHORT else name
 
 
 def _convention(settings: Mapping[str, Any]) -> EdgeConvention | None:

@@ -20,6 +20,7 @@ from bsym_bids.bold.nuisance import load_strategy
 from bsym_bids.bold.parcellate import Parcellation
 from bsym_bids.bold.scaling import RoiStatistics
 from bsym_bids.cohort import reembedding
+from bsym_bids.cohort.edges import edges_of, fisher_z
 from bsym_bids.cohort.reembedding import (
     RandomNetwork,
     cohort_scaling,
@@ -38,10 +39,13 @@ from bsym_bids.model.structural import EdgeConvention
 from bsym_bids.model.structural_embedding import connectome_input, embed_connectome
 from bsym_bids.model.weights import load_model, load_random, resolve_release
 from bsym_bids.outputs.claims import Claims
+from bsym_bids.outputs.cohort import read_cohort_scaling
 from bsym_bids.outputs.dataset import describe_dataset
 from bsym_bids.outputs.names import RunNames, sidecar_of
-from bsym_bids.outputs.reading import connectome_of, find_runs, read_matrix
+from bsym_bids.outputs.reading import connectome_of, find_runs, read_matrix, run_of
 from bsym_bids.outputs.tables import Matrix, Table
+from bsym_bids.prediction.inventory import take_inventory
+from bsym_bids.prediction.random_network import random_kinds
 from bsym_bids.workflows.bold import init_bold_run_wf
 
 N, T, TR = atlas.N_ROIS, 110, 2.0
@@ -417,3 +421,15 @@ def test_structural_embedding_with_random_weights(tmp_path, release):
         RandomNetwork(release, 3, convention=count).structural(path), other
     )
     assert not np.allclose(found, other, equal_nan=True)
+
+
+def test_random_weights_get_series_scaled_as_the_outputs_say(out, release):
+    run_cohort_scaling(out, release, n_workers=0)
+    for cohort_scaled in (False, True):
+        inventory = take_inventory(out, cohort_scaled=cohort_scaled)
+        kind = random_kinds(inventory, release.folder, seed=1)["random_functional"]
+        scaling = read_cohort_scaling(out) if cohort_scaled else "robust"
+        run = inventory.of_modality("bold")[0].files["denoised"]
+        _, expected = embed_again(run_of(run), load_random(release, 1), scaling)
+        found = kind.read((run,))
+        np.testing.assert_allclose(found, fisher_z(edges_of(expected.similarity)), atol=1e-6)
