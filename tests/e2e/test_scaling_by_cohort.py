@@ -49,15 +49,3 @@ def test_the_model_of_the_outputs_is_taken_and_nothing_is_done_twice(scaled, dat
     assert done.code == 0, done.err
     assert digests(out) == before
     assert "unchanged" in done.out + done.err
-
-
-def test_maps_of_the_cohort_can_be_of_either_scaling(scaled, dataset, small_model):
-    out, _, _ = scaled
-    folder = small_model[small_model.index("--model-dir") + 1]
-    mean = out / "desc-bsfunctionalmean_relmat.tsv"
-    found = []
-    for scaling in ((), ("--scaling", "robust")):
-        done = run_command(dataset, out, "group", *scaling, "--model-dir", folder)
-        assert done.code == 0, done.err
-        found.append(mean.read_bytes())
-    assert found[0] == found[1]
