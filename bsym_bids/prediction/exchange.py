@@ -131,8 +131,8 @@ def n_rearrangements(values: NDArray[np.float64], exchange: Exchange) -> float:
     return _tree(exchange, np.flatnonzero(np.isfinite(values)), 0).log_ways() / np.log(10)
 
 
-class _Branch:
-    """A branch of the tree.
+class _Leaves:
+    """Units that hang on one branch, side by side.
 
     Attributes
     ----------
@@ -140,40 +140,31 @@ class _Branch:
         Branches that may change places have the same.
     """
 
-    shape: Any
-
-    def leaves(self) -> NDArray[np.int64]:
-        """Return the units, in the order of `drawn`."""
-        raise NotImplementedError
-
-    def drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the units in an order that is as likely as any other allowed one."""
-        raise NotImplementedError
-
-    def log_ways(self) -> float:
-        """Return the natural logarithm of how many orders are allowed."""
-        raise NotImplementedError
-
-
-class _Leaves(_Branch):
-    """Units that hang on one branch, side by side."""
-
     def __init__(self, units: NDArray[np.int64], is_free: bool) -> None:
         self._units, self._is_free = units, is_free
         self.shape = (len(units), is_free)
 
     def leaves(self) -> NDArray[np.int64]:
+        """Return the units, in the order of `drawn`."""
         return self._units
 
     def drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return the units in an order that is as likely as any other allowed one."""
         return rng.permutation(self._units) if self._is_free else self._units
 
     def log_ways(self) -> float:
+        """Return the natural logarithm of how many orders are allowed."""
         return float(gammaln(len(self._units) + 1)) if self._is_free else 0.0
 
 
-class _Fork(_Branch):
-    """Branches that hang on one branch, by their shape."""
+class _Fork:
+    """Branches that hang on one branch, by their shape.
+
+    Attributes
+    ----------
+    shape : object
+        Branches that may change places have the same.
+    """
 
     def __init__(self, branches: Sequence[_Branch], is_free: bool) -> None:
         by_shape: defaultdict[Any, list[_Branch]] = defaultdict(list)
@@ -184,9 +175,11 @@ class _Fork(_Branch):
         self.shape = (is_free, tuple((len(own), own[0].shape) for own in self._alike))
 
     def leaves(self) -> NDArray[np.int64]:
+        """Return the units, as `_Leaves.leaves`."""
         return np.concatenate([branch.leaves() for own in self._alike for branch in own])
 
     def drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return the units in a random order, as `_Leaves.drawn`."""
         orders = (rng.permutation(len(o)) if self._is_free else range(len(o)) for o in self._alike)
         return np.concatenate(
             [
@@ -197,8 +190,12 @@ class _Fork(_Branch):
         )
 
     def log_ways(self) -> float:
+        """Return how many orders are allowed, as `_Leaves.log_ways`."""
         inside = sum(branch.log_ways() for own in self._alike for branch in own)
         return inside + sum(float(gammaln(len(o) + 1)) for o in self._alike if self._is_free)
+
+
+_Branch = _Leaves | _Fork
 
 
 def _tree(exchange: Exchange, units: NDArray[np.int64], depth: int) -> _Branch:

@@ -129,7 +129,8 @@ def draw_recovery(table: Mapping[str, Sequence[Any]], model: str, path: Path) ->
         panel.set_xlim(0, 100)
         panel.set_xlabel("network told right (% of ROIs)")
         people = table["n_people"][0]
-        panel.set_title(f"{model}, {people} people: mean and standard deviation", loc="left")
+        said = f"{people} people: mean and standard deviation" if people > 1 else "one person"
+        panel.set_title(f"{model}, {said}", loc="left")
         figure.legend(loc="outside lower center", ncols=3)
 
 
