@@ -1,6 +1,7 @@
 """Cross-validation on N x N inner products against scikit-learn's explicit pipeline.
 
     python benchmarks/prediction.py [--participants 1000] [--permutations 1000] [--repeats 10]
+                                    [--lacking 0]
 
 simulates a cohort, predicts age from every kind of features with nested folds and a permutation
 test, and prints the time, the peak memory and the ratio to the same work done the usual way: for
@@ -12,6 +13,9 @@ Two ratios are printed. The first is measured on both sides, in full, on work th
 predictions. The second is of the whole work; the usual way would take days, so that one of its
 outer folds is measured and multiplied by the number of folds, repeats, label sets and candidates.
 It is an extrapolation, and printed as one.
+
+With --lacking, so many of the participants lack two of 20 ROIs, by chance: what they lack is
+imputed in each training fold, so that no two folds share a matrix.
 """
 
 from __future__ import annotations
@@ -27,11 +31,13 @@ from pathlib import Path
 import numpy as np
 from measure import measure, timed
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from bsym_bids.atlas import N_ROIS
 from bsym_bids.prediction.evaluation import Cohort, Options, evaluate
 from bsym_bids.prediction.exchange import exchange_of, permuted_labels
 from bsym_bids.prediction.folds import make_folds
@@ -61,6 +67,7 @@ def main() -> None:
     parser.add_argument("--permutations", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--small", type=int, default=150, help="participants of the first ratio")
+    parser.add_argument("--lacking", type=int, default=0, help="participants who lack ROIs")
     parser.add_argument(
         "--task", choices=("make", "ours", "both", "explicit"), help=argparse.SUPPRESS
     )
@@ -70,7 +77,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             compare(arguments, Path(folder))
     elif arguments.task == "make":
-        timed(lambda: make(arguments.participants, arguments.folder))
+        timed(lambda: make(arguments.participants, arguments.lacking, arguments.folder))
     elif arguments.task == "both":
         compare_small(arguments.small, arguments.folder)
     elif arguments.task == "explicit":
@@ -83,12 +90,13 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     size = ("--participants", str(arguments.participants), "--folder", str(folder))
     size += ("--permutations", str(arguments.permutations), "--repeats", str(arguments.repeats))
     script = Path(__file__)
-    measure(script, "make", *size)
+    measure(script, "make", *size, "--lacking", str(arguments.lacking))
     ratio = measure(script, "both", *size, "--small", str(arguments.small)).seconds
     print(f"measured in full on both sides: {ratio:.0f} times as fast", flush=True)
     ours = measure(script, "ours", *size)
     print(
-        f"ours: {ours.seconds:.1f} s: {arguments.participants} participants, "
+        f"ours: {ours.seconds:.1f} s: {arguments.participants} participants "
+        f"({arguments.lacking} lack ROIs), "
         f"{arguments.repeats} x {FOLDS} nested folds, "
         f"{arguments.permutations} permutations, all linear candidates",
         flush=True,
@@ -102,10 +110,18 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     )
 
 
-def make(n: int, folder: Path) -> None:
-    """Keep the features, age and confounds of a simulated cohort."""
+def make(n: int, n_lacking: int, folder: Path) -> None:
+    """Keep the features, age and confounds of a simulated cohort, some of whom lack ROIs."""
     cohort = simulate_recipe("both", n, width=128)
+    random = np.random.default_rng(0)
+    lost = random.choice(N_ROIS, 20, replace=False)
+    lacked = {
+        participant: random.choice(lost, 2, replace=False)
+        for participant in random.choice(n, n_lacking, replace=False)
+    }
     for kind, values in cohort.features.items():
+        for participant, rois in lacked.items():
+            values[participant, of_rois(values.shape[1], rois)] = np.nan
         np.save(folder / f"{kind}.npy", values)
     np.savez(
         folder / "people.npz",
@@ -114,6 +130,14 @@ def make(n: int, folder: Path) -> None:
             [cohort.confounds[name] for name in ("mean_fd", "frames_kept", "roi_volume")]
         ),
     )
+
+
+def of_rois(n_features: int, rois: np.ndarray) -> np.ndarray:
+    """Return (n_features,), which of the features of edges, or embeddings, rest on some ROIs."""
+    first, second = np.triu_indices(N_ROIS, 1)
+    if n_features == len(first):
+        return np.isin(first, rois) | np.isin(second, rois)
+    return np.repeat(np.isin(np.arange(N_ROIS), rois), n_features // N_ROIS)
 
 
 def cohort_of(folder: Path, n: int | None = None) -> tuple[Target, Cohort]:
@@ -213,10 +237,11 @@ def explicit(features, confounds, labels, folds, regression, only=None) -> np.nd
     predicted = np.full(len(labels), np.nan)
     for fold in np.unique(folds) if only is None else [only]:
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        filled = SimpleImputer().fit(features[train]).transform(features)
         scale = regression.kernel.scale(folds != fold)
         grid = {"ridge__alpha": [penalty * scale for penalty in PENALTIES]}
         inner = PredefinedSplit(np.unique(folds[train], return_inverse=True)[1])
-        both = np.hstack([features, confounds])
+        both = np.hstack([filled, confounds])
         search = GridSearchCV(
             make_pipeline(Deconfounder(confounds.shape[1]), Ridge()),
             grid,
@@ -242,7 +267,7 @@ def one_explicit_fold(folder: Path) -> None:
 
         @staticmethod
         def scale(training):
-            values = features[training]
+            values = SimpleImputer().fit_transform(features[training])
             spread = ((values - values.mean(axis=0)) ** 2).sum(axis=1).mean()
             return float(2.0 ** np.round(np.log2(spread)))
 

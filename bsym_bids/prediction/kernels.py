@@ -27,7 +27,7 @@ _KEPT_BYTES_OF_SUMS = 64 * 1024**2
 
 
 class _Kept:
-    """Matrices by key, as many as fit; the oldest go first."""
+    """Matrices by key, as many as fit, but the latest in any case; the oldest go first."""
 
     def __init__(self, n_bytes: int = _KEPT_BYTES) -> None:
         self._n_bytes = n_bytes
@@ -93,29 +93,73 @@ class FeatureKernel(Kernel):
         gaps = ~np.isfinite(values[self.present]).all(axis=0)
         # An offset changes no regression with an intercept; near the mean, digits are not lost.
         self._complete = _inner_products(values, np.flatnonzero(~gaps), self.present)
-        self._gaps = _offset(values[:, gaps], self.present)
-        self._kept = _Kept()
+        self._imputed = _Imputed(values[:, gaps], self.present) if gaps.any() else None
+        if self._imputed:
+            self._complete += self._imputed.unchanging()
+        self._kept, self._latest = _Kept(), _Kept(0)
 
     def key(self, training: NDArray[np.bool_]) -> Hashable:
         """Return what decides the matrix: nothing, unless values are to be imputed."""
-        return training.tobytes() if self._gaps.size else None
+        return training.tobytes() if self._imputed else None
 
     def gram(self, training: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return the (N, N) inner products, not centred, as training units (N,) prescribe."""
-        if not self._gaps.size:
+        if not (imputed := self._imputed):
             return self._complete
-        return self._kept.get(training.tobytes(), lambda: self._complete + self._imputed(training))
+        training = training & self.present
+        who = training.tobytes()
+        learned = self._kept.get(who, lambda: imputed.learned(training))
+        return self._latest.get(who, lambda: imputed.added(self._complete, learned))
 
-    def _imputed(self, training: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Return the inner products of features with gaps; one without training data is dropped."""
-        used = self._gaps[training & self.present]
-        known = np.isfinite(used)
-        count = known.sum(axis=0)
-        mean = np.where(known, used, 0).sum(axis=0, dtype=np.float64) / np.maximum(count, 1)
-        filled = np.where(np.isfinite(self._gaps), self._gaps - mean.astype(self._gaps.dtype), 0)
-        filled[~self.present] = 0
-        filled[:, count == 0] = 0
-        return (filled @ filled.T).astype(np.float64)
+
+class _Imputed:
+    """Features that some units lack, imputed with their means in training.
+
+    With G (0 where a value is missing) and the rows of W, what is imputed in each pattern of
+    missing features, features are G + Z W, Z telling who has which pattern. G G' does not depend
+    on who trains, and patterns are few where it is ROIs that are missing. A feature that no
+    training unit has does not vary in training, so that no regression weighs it.
+
+    Parameters
+    ----------
+    values : ndarray, shape (N, F)
+        NaN where a unit lacks a feature.
+    present : ndarray of bool, shape (N,)
+        Units that have the features at all.
+    """
+
+    def __init__(self, values: NDArray[np.floating], present: NDArray[np.bool_]) -> None:
+        moved = _offset(values, present)
+        self._known = np.isfinite(moved)
+        self._values = np.where(self._known, moved, 0)
+        self._present = present
+        missing = ~self._known & present[:, None]
+        self._lacking = np.flatnonzero(missing.any(axis=1))
+        self._patterns, pattern = np.unique(missing[self._lacking], axis=0, return_inverse=True)
+        self._pattern = pattern.ravel()
+
+    def unchanging(self) -> NDArray[np.float64]:
+        """Return G G', (N, N); the mean of G is 0, so that it is not centred again."""
+        return _inner_products(self._values, np.arange(self._values.shape[1]), self._present)
+
+    def learned(self, training: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return G W' above W W', (N + patterns, patterns), with means of training units (N,)."""
+        count = self._known[training].sum(axis=0)
+        mean = self._values[training].sum(axis=0, dtype=np.float64) / np.maximum(count, 1)
+        filled = self._patterns * mean.astype(self._values.dtype)
+        return np.vstack([self._values @ filled.T, filled @ filled.T]).astype(np.float64)
+
+    def added(
+        self, unchanging: NDArray[np.float64], learned: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return (G + Z W) (G + Z W)' from G G' (N, N), and from what was learned."""
+        lacking, pattern = self._lacking, self._pattern
+        across, within = learned[: len(unchanging), pattern], learned[len(unchanging) :]
+        total = unchanging.copy()
+        total[:, lacking] += across
+        total[lacking] += across.T
+        total[np.ix_(lacking, lacking)] += within[np.ix_(pattern, pattern)]
+        return total
 
 
 class HarmonizedKernel(Kernel):

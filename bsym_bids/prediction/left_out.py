@@ -61,15 +61,10 @@ class Repeat:
     ) -> None:
         self.tested = tuple(tested)
         self._order = np.argsort(folds, kind="stable")
-        names, starts = np.unique(folds[self._order], return_index=True)
-        ends = [*starts[1:], len(folds)]
-        self._blocks: dict[int, slice] = {
-            int(name): slice(start, end)
-            for name, start, end in zip(names, starts, ends, strict=True)
-        }
+        self._blocks = blocks_of(folds[self._order])
         self._labels = [own[self._order] for own in labels]
         self._confounds = [
-            _OnConfounds(design[self._order], own, self._blocks) for own in self._labels
+            OnConfounds(design[self._order], own, self._blocks) for own in self._labels
         ]
 
     def labels_of(self, fold: int) -> list[NDArray[np.floating]]:
@@ -139,10 +134,25 @@ class Repeat:
         ]
 
 
-class _OnConfounds:
+def blocks_of(folds: NDArray[np.int64]) -> dict[int, slice]:
+    """Return where each fold is among members (n,) that are sorted by fold."""
+    names, starts = np.unique(folds, return_index=True)
+    ends = [*starts[1:], len(folds)]
+    return {int(name): slice(*where) for name, *where in zip(names, starts, ends, strict=True)}
+
+
+class OnConfounds:
     """What ridge with confounds predicts more than ridge on features without them.
 
     It is the prediction by ordinary least squares from the confounds alone, less the training mean.
+
+    Parameters
+    ----------
+    design : ndarray, shape (n, q)
+        Ones and confounds of members that are sorted by fold.
+    labels : ndarray, shape (n, columns)
+    blocks : dict of int to slice
+        Where each fold is, as `blocks_of` returns it.
     """
 
     def __init__(

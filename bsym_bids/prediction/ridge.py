@@ -29,6 +29,7 @@ from bsym_bids.pool import Workers
 from bsym_bids.prediction.kernels import Kernel
 from bsym_bids.prediction.left_out import Fitted, Repeat, positive_inverse
 from bsym_bids.prediction.nuisance import Confounds
+from bsym_bids.prediction.one_fold import OneFold
 from bsym_bids.prediction.records import Folds
 
 #: Penalties, as multiples of the mean squared distance of units from their mean (`Kernel.scale`).
@@ -188,6 +189,23 @@ def _searches(
 
 def search(task: Search) -> dict[tuple[int, int], list[Best]]:
     """Return, by repeat and outer fold, what is best for each set of labels."""
+    outer = [(repeat, fold) for repeat, tested in task.tested.items() for fold in tested]
+    return {outer[0]: _search_one(task, *outer[0])} if len(outer) == 1 else _search_all(task)
+
+
+def _search_one(task: Search, repeat: int, fold: int) -> list[Best]:
+    """Return what is best for each set of labels in the one outer fold of a matrix."""
+    folds = task.folds[repeat]
+    regressed = OneFold(task.inner, task.design, task.labels, folds, fold)
+    found = [Best(y[folds == fold], task.outputs) for y in task.labels]
+    for penalty in sorted(task.penalties, reverse=True):
+        for best, error, values in zip(found, *regressed.errors(penalty * task.scale), strict=True):
+            best.improve(error, values, penalty)
+    return found
+
+
+def _search_all(task: Search) -> dict[tuple[int, int], list[Best]]:
+    """Return the same for outer folds that share a matrix."""
     repeats = {
         repeat: Repeat(folds, task.tested[repeat], task.design, task.labels)
         for repeat, folds in task.folds.items()
