@@ -165,7 +165,8 @@ def _scan_settings(
 def _check_network(release: Release, jobs: Sequence[Job]) -> None:
     """Load the network once before anything is computed: what is wrong with it stops the run.
 
-    In a process of its own, since a process whose torch has threads must not be forked.
+    In a process of its own, since a process whose torch has threads must not be forked. Imported
+    here, where it starts none, torch need not be imported again in every process that is.
     """
     from bsym_bids.bold.windows import WINDOW_LENGTH
     from bsym_bids.model.contract import load_and_check
@@ -173,6 +174,8 @@ def _check_network(release: Release, jobs: Sequence[Job]) -> None:
 
     functional = any(isinstance(job, RunJob) and "embedding" in job.to_do for job in jobs)
     structural = any(isinstance(job, ScanJob) and "structural" in job.to_do for job in jobs)
+    if functional or structural:
+        import torch  # noqa: F401
     if release.files and (functional or structural):
         call_apart(load_and_check, release, WINDOW_LENGTH, functional)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from small_network import STRUCTURAL_SIZES, write_release
 
 from bsym_bids.model.weights import load_model, resolve_release
 
@@ -83,7 +85,7 @@ def test_log_and_figure_are_there(trained):
 def test_a_killed_training_ends_with_the_same_weights(people, small_model, tmp_path):
     _, name, _, folder = small_model
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    options = (*FAST, "--steps", 40, "--init", name, "--model-dir", folder)
+    options = (*FAST, "--steps", 40, "--validate-every", 10, "--init", name, "--model-dir", folder)
     command("pretrain", people, whole, *options)
     arguments = [PROGRAM, "pretrain", people, broken, *options]
     process = subprocess.Popen(list(map(str, arguments)), stderr=subprocess.DEVNULL)
@@ -118,10 +120,11 @@ def test_a_release_can_be_continued(people, small_model, tmp_path):
 
 
 def test_connectomes_alone_are_enough(people, tmp_path):
-    import shutil
-
     shutil.copytree(people, tmp_path / "people", ignore=shutil.ignore_patterns("func"))
-    command("pretrain", tmp_path / "people", tmp_path / "out", *FAST)
+    (tmp_path / "model").mkdir()
+    write_release(tmp_path / "model", STRUCTURAL_SIZES)
+    start = ("--init", "small", "--model-dir", tmp_path / "model")
+    command("pretrain", tmp_path / "people", tmp_path / "out", *FAST, *start)
     assert [p.name for p in (tmp_path / "out" / "release").glob("*.pth")] == ["structural.pth"]
 
 
