@@ -61,6 +61,19 @@ def test_ridge_equals_the_explicit_pipeline(gaps, width):
             assert found.penalties[repeat, fold, 0] == pytest.approx(penalty)
 
 
+def test_a_feature_that_only_the_tested_fold_has_changes_nothing():
+    features, confounds, labels = _data()
+    target = Target("age", REGRESSION, labels)
+    without = _regression(features, confounds, target, ridge.PENALTIES, repeats=1)
+    tested = without.folds.assignment[0] == 0
+    known = np.where(tested, features[:, 0] * 10, np.nan)
+    regression = _regression(
+        np.column_stack([features, known]), confounds, target, ridge.PENALTIES, repeats=1
+    )
+    found, expected = (nested_ridge(one, labels[:, None]) for one in (regression, without))
+    np.testing.assert_allclose(found.values[0, tested], expected.values[0, tested], atol=1e-9)
+
+
 def test_confounds_in_their_own_units_are_regressed_out():
     # Motion in millimetres and a volume in cubic millimetres: 7 orders of magnitude apart.
     features, confounds, labels = _data()
