@@ -59,6 +59,10 @@ class Parcellation:
         Voxels (grayordinates) in ROI and mask.
     n_voxels_expected : ndarray of int, shape (450,)
         Voxels the ROI would have on this lattice in an unlimited field of view.
+    mean_volume : ndarray of float32, shape (X, Y, Z), or None
+        Mean over time in units of the image, 0 where it is not finite; None of grayordinates.
+    affine : ndarray, shape (4, 4), or None
+        From its voxel indices to mm.
     """
 
     timeseries: NDArray[np.float64]
@@ -70,6 +74,8 @@ class Parcellation:
     method: str
     n_voxels: NDArray[np.int64]
     n_voxels_expected: NDArray[np.int64]
+    mean_volume: NDArray[np.float32] | None = None
+    affine: NDArray[np.float64] | None = None
 
 
 def parcellate(
@@ -173,7 +179,7 @@ def _volumes(
     del labels
     width = len(gathering.voxels)
     with open_spill(work_dir, series.dtype, width) if method == "pca" else nullcontext() as spill:
-        timeseries, with_data = reduce_volumes(series, gathering, spill)
+        timeseries, with_data, mean_volume = reduce_volumes(series, gathering, spill)
         if spill is not None:
             timeseries = volume_components(series, gathering, spill, timeseries)
     expected = atlas.roi_voxels_on_lattice(series.affine, space)
@@ -187,6 +193,8 @@ def _volumes(
         method=method,
         n_voxels=gathering.counts,
         n_voxels_expected=expected,
+        mean_volume=mean_volume,
+        affine=series.affine,
     )
 
 

@@ -64,8 +64,8 @@ class Gathering:
 
 def reduce_volumes(
     series: VolumeSeries, gathering: Gathering, spill: Spill | None
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Take the mean of each ROI in each volume.
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float32]]:
+    """Take the mean of each ROI in each volume, and of each voxel over time.
 
     Parameters
     ----------
@@ -82,12 +82,17 @@ def reduce_volumes(
         In units of the image, over samples that are finite; NaN where there is none.
     data : ndarray of int, shape (450,)
         Voxels of each ROI that are finite and not zero at some time.
+    mean_volume : ndarray of float32, shape (X, Y, Z)
+        In units of the image; 0 where a sample is not finite.
     """
     means = np.full((series.n_volumes, atlas.N_ROIS), np.nan)
+    total = np.zeros(series.voxels)
     gathered = np.empty(len(gathering.voxels), dtype=series.dtype)
     with_data = np.zeros(len(gathering.voxels), dtype=bool)
     counts = gathering.counts[gathering.present]
     for t, volume in enumerate(stream(series)):
+        with np.errstate(invalid="ignore"):
+            total += volume
         volume.take(gathering.voxels, out=gathered, mode="clip")
         if spill is not None:
             spill.add(gathered)
@@ -108,7 +113,16 @@ def reduce_volumes(
     data = np.zeros(atlas.N_ROIS, dtype=np.int64)
     if len(with_data):
         data[gathering.present] = np.add.reduceat(with_data, gathering.starts, dtype=np.int64)
-    return means, data
+    return means, data, _mean_volume(series, total)
+
+
+def _mean_volume(series: VolumeSeries, total: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the mean (X, Y, Z) of volumes from their sum as they are stored."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean = total / series.n_volumes * series.slope + series.intercept
+        mean = mean.astype(np.float32)
+    mean[~np.isfinite(mean)] = 0
+    return mean.reshape(series.shape, order="F")
 
 
 def volume_components(

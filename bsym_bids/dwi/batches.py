@@ -37,6 +37,7 @@ from bsym_bids.dwi.connectome import (
     read_fa,
     read_labels,
 )
+from bsym_bids.dwi.maps import add_track_density
 from bsym_bids.dwi.records import FittedModel
 from bsym_bids.dwi.tracks import (
     append_tck,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from bsym_bids.dwi.engines import Engine
     from bsym_bids.dwi.presets import Preset
 
-_STATE_VERSION = 1  # of what is in the folder of batches
+_STATE_VERSION = 2  # of what is in the folder of batches
 _BYTES_PER_STREAMLINE = 2000  # until a batch tells: 80 mm in steps of 0.5 mm
 # Fields of a header that differ between batches or tell of the machine.
 _PASSING_FIELDS = frozenset({"timestamp", "command_history", "total_count", "prng_seed"})
@@ -93,11 +94,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Batch:
-    """A finished batch: its streamlines, how many points they have, and seconds it took."""
+    """A finished batch: its streamlines, how many points they have, and seconds it took.
+
+    The first one also has how many of its streamlines come by each voxel.
+    """
 
     measures: Measures
     n_points: int
     seconds: NDArray[np.float64]
+    density: NDArray[np.uint32] | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -192,7 +197,8 @@ class BatchStore:
         """Read a finished batch."""
         with np.load(self._file(index, ".npz"), allow_pickle=False) as file:
             measures = Measures(*(file[name] for name in Measures._fields))
-            return Batch(measures, int(file["n_points"]), file["seconds"])
+            density = file.get("density")
+            return Batch(measures, int(file["n_points"]), file["seconds"], density)
 
     def is_finished(self, index: int) -> bool:
         """Tell whether a batch is there."""
@@ -347,9 +353,13 @@ class _Worker:
         out = task.engine.track(task.model, task.preset, n_streamlines, seed, out)
         tracked = time.monotonic()
         n_points, pieces = 0, []
+        # Of the first batch alone: enough to look at, and each takes an image.
+        density = np.zeros(self.fa.values.shape, np.uint32) if index == 0 else None
         for piece in read_tck(out):
             n_points += len(piece.points)
             pieces.append(measure(piece, self.lookup, self.fa))
+            if density is not None:
+                add_track_density(density, piece, self.fa.affine)
         n_there = sum(len(piece.roi_a) for piece in pieces)
         if n_there != n_streamlines:
             raise BadDataError(
@@ -363,7 +373,7 @@ class _Worker:
             else:
                 out.unlink()
             part = task.tracking / f"{index:06d}.npz"
-            values = joined(pieces)._asdict()
+            values = joined(pieces)._asdict() | ({} if density is None else {"density": density})
             np.savez(part, n_points=np.int64(n_points), seconds=np.array(seconds), **values)
             os.replace(part, Path(task.folder, part.name))
 

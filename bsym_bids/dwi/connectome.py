@@ -91,6 +91,10 @@ class Connectome:
         Sentences for the sidecar and the report.
     details : mapping
         The same in numbers and names, for the sidecar (JSON values).
+    track_density : ndarray of uint32, optional
+        (X, Y, Z) on the grid of the series: streamlines of the first batch through each voxel.
+    track_density_streamlines : int
+        How many these are.
     """
 
     counts: NDArray[np.float64]
@@ -109,6 +113,8 @@ class Connectome:
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    track_density: NDArray[np.uint32] | None = None
+    track_density_streamlines: int = 0
 
     def counts_per_volume(self) -> NDArray[np.float64]:
         """Return streamlines per mm3: counts divided by the mean volume of the two ROIs.

@@ -132,7 +132,7 @@ def check_orientation(
         return _with(dwi, {"Action": "off"})
     gradients, affine = _gradients(dwi), nib.load(dwi.image).affine
     mask = np.asarray(nib.load(dwi.mask).dataobj) > 0
-    directions, anisotropy = _principal_directions(dwi, gradients, affine, mask, threads)
+    directions, anisotropy = principal_directions(dwi, gradients, affine, mask, threads)
     details: dict[str, Any] = {"Method": "mean streamline length (Jeurissen et al. 2014)"}
     # The rim of the mask is left out: partial volume and motion make it anisotropic.
     seeds = np.argwhere((anisotropy > _SEED_FA) & ndimage.binary_erosion(mask, iterations=2))
@@ -219,7 +219,7 @@ def _gradients(dwi: PreparedDwi) -> Gradients:
     return read_gradients(Path(dwi.bval), Path(dwi.bvec), nib.load(dwi.image).shape[3])[0]
 
 
-def _principal_directions(
+def principal_directions(
     dwi: PreparedDwi,
     gradients: Gradients,
     affine: NDArray[np.float64],

@@ -30,6 +30,8 @@ class PreparedDwi:
         What was found and done, in sentences for the sidecar and the report.
     details : mapping
         The same in numbers and names, for the sidecar (JSON values).
+    colour_fa : str, optional
+        Anisotropy by direction (X, Y, Z, 3) on the same grid, see `coloured_anisotropy`.
     """
 
     image: str
@@ -39,6 +41,7 @@ class PreparedDwi:
     b0: str
     notes: Sequence[str] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    colour_fa: str | None = None
 
 
 @dataclass(frozen=True)

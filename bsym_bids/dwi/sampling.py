@@ -224,12 +224,14 @@ def sample_connectome(
 
 @dataclass(frozen=True)
 class _Sample:
-    """Streamlines added up, the reliability after each batch, and the time spent."""
+    """Streamlines added up, the reliability after each batch, the time spent, a density."""
 
     edges: EdgeSums
     curve: list[tuple[int, float]]
     is_met: bool
     seconds: dict[str, float]
+    density: NDArray[np.uint32] | None
+    density_streamlines: int
 
     @property
     def n_batches(self) -> int:
@@ -248,8 +250,11 @@ def _sample(
     curve: list[tuple[int, float]] = []
     seconds = np.zeros(2)
     is_met = False
+    density, n_dense = None, 0
     for index in batches:
         batch = store.load(index)
+        if batch.density is not None:
+            density, n_dense = batch.density, len(batch.measures.roi_a)
         store.keep_tracks(index, batch)
         edges.add(batch.measures)
         seconds += batch.seconds
@@ -265,7 +270,7 @@ def _sample(
         )
     store.drop_tracks_after(len(curve))
     spent = dict(zip(("TrackingOfAllProcesses", "CountingOfAllProcesses"), seconds, strict=True))
-    return _Sample(edges, curve, is_met, spent)
+    return _Sample(edges, curve, is_met, spent, density, n_dense)
 
 
 def _checked_weights(
@@ -334,6 +339,8 @@ def _describe(
         n_unassigned_ends=edges.n_unassigned_ends,
         absent_rois=tuple(np.array(roi_names())[volumes == 0].tolist()),
         rule=stopped,
+        track_density=sample.density,
+        track_density_streamlines=sample.density_streamlines,
         notes=(*_sampling_notes(edges.n_streamlines, reliability, rule, sample.is_met), *gap_notes),
         details={
             "Streamlines": edges.n_streamlines,

@@ -48,12 +48,13 @@ class _OrientInputSpec(_ThreadsInputSpec):
 
 
 class CheckOrientation(PlainInterface):
-    """Check the gradients for exchanged and inverted axes."""
+    """Check the gradients for exchanged and inverted axes, and map anisotropy by direction."""
 
     input_spec = _OrientInputSpec
     output_spec = _DwiOutputSpec
 
     def _call(self, folder: Path) -> dict[str, Any]:
+        from bsym_bids.dwi.maps import with_coloured_anisotropy
         from bsym_bids.dwi.orientation import check_orientation
         from bsym_bids.dwi.records import PreparedDwi
 
@@ -61,6 +62,7 @@ class CheckOrientation(PlainInterface):
         dwi = check_orientation(
             load_record(PreparedDwi, inputs.dwi), folder, mode=inputs.mode, threads=inputs.threads
         )
+        dwi = with_coloured_anisotropy(dwi, folder, threads=inputs.threads)
         return {"dwi": save_record(dwi, folder / "dwi.npz")}
 
 

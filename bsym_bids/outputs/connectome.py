@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,9 +14,16 @@ from bsym_bids import atlas
 from bsym_bids.dwi.connectome import SEARCH_RADIUS, Connectome
 from bsym_bids.dwi.records import FittedModel, PlacedAnatomy, PreparedDwi
 from bsym_bids.jobs import ScanJob
+from bsym_bids.outputs.images import FileCopy, Volume
 from bsym_bids.outputs.publish import OutputFile, publish
 from bsym_bids.outputs.reading import read_matrix, read_roi_column
-from bsym_bids.outputs.sidecars import NODE_COLUMN, ROI_COLUMNS, columns, scan_sidecar
+from bsym_bids.outputs.sidecars import (
+    NODE_COLUMN,
+    ROI_COLUMNS,
+    as_text,
+    columns,
+    scan_sidecar,
+)
 from bsym_bids.outputs.tables import Content, Matrix, Table
 
 _MEASURES = {
@@ -27,6 +33,14 @@ _MEASURES = {
     "meanlength": ("mean length of streamlines", "mm"),
     "meanfa": ("mean over streamlines of the mean fractional anisotropy along each", ""),
 }
+_IMAGES = (
+    "labels",
+    "reference",
+    "brain_mask",
+    "coloured_anisotropy",
+    "track_density",
+    "tissues",
+)
 _ROI_COLUMNS = {
     "volume": ("Volume of the ROI in the person's space", "mm3"),
     "streamlines": "Streamlines with an end in the ROI and the other one in any ROI",
@@ -100,6 +114,7 @@ def write_connectome(
         "labels": FileCopy(Path(placed.labels)),
         "reference": FileCopy(Path(dwi.b0)),
     }
+    contents |= _maps(dwi, placed, connectome)
     if tractogram is not None:
         contents["tractogram"] = FileCopy(tractogram)
     details = _details(job, dwi, placed, model, connectome)
@@ -126,35 +141,31 @@ def read_counts(job: ScanJob) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     return read_matrix(names.path("count")), read_roi_column(names.path("rois"), "volume")
 
 
-@dataclass(frozen=True)
-class FileCopy:
-    """A file that is there already; a NIfTI image is compressed where its name says so.
-
-    Attributes
-    ----------
-    source : Path
-        What to copy.
-    """
-
-    source: Path
-
-    def write(self, path: Path) -> None:
-        """Write the content to ``path``."""
-        import nibabel as nib
-
-        if not path.name.removesuffix(".part").endswith(".gz") or self.source.suffix == ".gz":
-            shutil.copyfile(self.source, path)
-            return
-        image = nib.load(self.source)
-        with path.open("wb") as file:
-            file.write(_compressed(image.to_bytes()))
+def _maps(dwi: PreparedDwi, placed: PlacedAnatomy, connectome: Connectome) -> dict[str, Content]:
+    """Return the images that are there to be looked at."""
+    maps: dict[str, Content] = {"brain_mask": FileCopy(Path(dwi.mask))}
+    if dwi.colour_fa is not None:
+        image = nib.load(dwi.colour_fa)
+        colours = np.asanyarray(image.dataobj, dtype=np.float32)
+        maps["coloured_anisotropy"] = Volume(colours, np.asarray(image.affine))
+    if connectome.track_density is not None:
+        affine = np.asarray(nib.load(dwi.b0).affine)
+        maps["track_density"] = Volume(connectome.track_density, affine)
+    if placed.tissue is not None:
+        maps["tissues"] = largest_tissue(Path(placed.tissue))
+    return maps
 
 
-def _compressed(data: bytes) -> bytes:
-    """Compress without a time stamp, so that equal data give equal files."""
-    import gzip
-
-    return gzip.compress(data, compresslevel=6, mtime=0)
+def largest_tissue(path: Path) -> Volume:
+    """Return which of five tissues has the largest share of each voxel, 1 to 5; 0 for none."""
+    image = nib.load(path)
+    largest = np.zeros(image.shape[:3], np.float32)
+    labels = np.zeros(image.shape[:3], np.uint8)
+    for index in range(image.shape[3]):
+        share = np.asanyarray(image.dataobj[..., index], dtype=np.float32)
+        more = share > largest
+        labels[more], largest[more] = index + 1, share[more]
+    return Volume(labels, np.asarray(image.affine))
 
 
 def _roi_table(connectome: Connectome) -> Table:
@@ -218,9 +229,7 @@ def _details(
         "rois": counted,
         "sampling": counted,
         "scan_quality": counted,
-        "labels": series,
-        "reference": series,
-        "tractogram": series,
+        **{key: series for key in (*_IMAGES, "tractogram")},
     }
     common = _how_it_was_made(dwi, placed, model, connectome)
     sidecars = {key: scan_sidecar(job, key, uris) | common for key, uris in sources.items()}
@@ -230,10 +239,12 @@ def _details(
     sidecars["rois"] |= columns(ROI_COLUMNS | _ROI_COLUMNS)
     sidecars["sampling"] |= columns(_SAMPLING_COLUMNS)
     sidecars["scan_quality"] |= columns(_SCAN_COLUMNS)
-    sidecars["reference"]["SkullStripped"] = False
-    for key in ("labels", "reference"):  # for images, BIDS wants text
-        versions = sidecars[key]["SoftwareVersions"].items()
-        sidecars[key]["SoftwareVersions"] = ", ".join(f"{name} {value}" for name, value in versions)
+    sidecars["track_density"]["StreamlinesCounted"] = connectome.track_density_streamlines
+    for key in _IMAGES:
+        sidecars[key]["SoftwareVersions"] = as_text(sidecars[key]["SoftwareVersions"])
+    for key in ("reference", "coloured_anisotropy", "track_density"):
+        sidecars[key]["SkullStripped"] = key == "coloured_anisotropy"
+    sidecars["brain_mask"]["Type"] = "Brain"
     return sidecars
 
 

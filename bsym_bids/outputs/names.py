@@ -45,6 +45,8 @@ class Product:
         BIDS suffix, file extension, and what the file holds.
     stat, desc : str
         Values of the entities ``stat-`` and ``desc-``; empty where the name has none.
+    optional : bool
+        Whether a group counts as done without it.
     """
 
     key: str
@@ -54,6 +56,7 @@ class Product:
     description: str
     stat: str = ""
     desc: str = ""
+    optional: bool = False
 
 
 @cache
@@ -150,7 +153,7 @@ class Names(ABC):
 
     @abstractmethod
     def group_paths(self, group: str) -> tuple[Path, ...]:
-        """Return the data files of one group under the settings of this call."""
+        """Return the data files that one group is sure to have under the settings of this call."""
 
     @abstractmethod
     def possible_paths(self, group: str) -> tuple[Path, ...]:
@@ -218,8 +221,8 @@ class RunNames(Names):
         return self._file(product, stat, product.extension)
 
     def group_paths(self, group: str) -> tuple[Path, ...]:
-        """Return the data files of one group under the settings of this run."""
-        return tuple(self.path(product.key) for product in products_of(group))
+        """Return the data files that one group is sure to have under the settings of this run."""
+        return tuple(self.path(p.key) for p in products_of(group) if not p.optional)
 
     def possible_paths(self, group: str) -> tuple[Path, ...]:
         """Return the data files of one group under any settings, sidecars not included."""
@@ -269,8 +272,9 @@ class ScanNames(Names):
         return self._file(product, "", product.extension)
 
     def group_paths(self, group: str) -> tuple[Path, ...]:
-        """Return the data files of one group under the settings of this scan."""
-        left_out = set() if self.tractogram else {TRACTOGRAM}
+        """Return the data files that one group is sure to have under the settings of this scan."""
+        left_out = {product.key for product in products_of(group) if product.optional}
+        left_out |= set() if self.tractogram else {TRACTOGRAM}
         left_out |= set() if self.fibre_capacity else {"sift2"}
         return tuple(self.path(p.key) for p in products_of(group) if p.key not in left_out)
 

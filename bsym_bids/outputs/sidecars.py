@@ -117,6 +117,11 @@ def software_versions() -> dict[str, str]:
     return {"bsym-bids": __version__, "python": platform.python_version(), **found}
 
 
+def as_text(versions: Mapping[str, str]) -> str:
+    """Return versions as BIDS wants them of images."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
 def columns(described: Mapping[str, str | tuple[str, str]]) -> dict[str, dict[str, str]]:
     """Return descriptions of columns as BIDS has them, from a text or (text, unit) by name."""
     result = {}

@@ -17,9 +17,17 @@ from bsym_bids.bold.filtering import ORDER
 from bsym_bids.bold.parcellate import Parcellation, drop_low_coverage
 from bsym_bids.bold.quality import run_quality
 from bsym_bids.jobs import RunJob
+from bsym_bids.outputs.images import Volume
 from bsym_bids.outputs.names import STATISTICS
 from bsym_bids.outputs.publish import OutputFile, publish, read_fingerprint
-from bsym_bids.outputs.sidecars import NODE_COLUMN, ROI_COLUMNS, basic_sidecar, columns
+from bsym_bids.outputs.sidecars import (
+    NODE_COLUMN,
+    ROI_COLUMNS,
+    as_text,
+    basic_sidecar,
+    columns,
+    software_versions,
+)
 from bsym_bids.outputs.tables import Content, Matrix, Table
 
 _COVERAGE_COLUMNS = {
@@ -88,6 +96,8 @@ def write_timeseries(
         "censoring": _censoring_table(cleaned),
         "run_quality": Table({name: [quality[name]] for name in _QUALITY_COLUMNS}),
     }
+    if parcellation.mean_volume is not None and parcellation.affine is not None:
+        contents["mean_bold"] = Volume(parcellation.mean_volume, parcellation.affine)
     details = _details(job, parcellation, cleaned)
     outputs = [
         OutputFile(job.names.path(key), content, details[key]) for key, content in contents.items()
@@ -145,6 +155,7 @@ def _details(
     sources = {
         "timeseries": images,
         "coverage": images,
+        "mean_bold": [inputs["bold"]],
         "denoised": [series_uri, *([inputs["confounds"]] if "confounds" in inputs else [])],
         "censoring": [inputs.get("confounds", inputs["bold"])],
         "connectivity": [job.names.uri("denoised")],
@@ -178,6 +189,11 @@ def _details(
         | cleaning
         | columns(NODE_COLUMN)
     )
+    sidecars["mean_bold"] |= {
+        "Units": "arbitrary",
+        "SkullStripped": False,
+        "SoftwareVersions": as_text(software_versions()),
+    }
     sidecars["censoring"] |= timing | columns(_CENSORING_COLUMNS)
     sidecars["run_quality"] |= columns(_QUALITY_COLUMNS)
     return sidecars
