@@ -92,9 +92,11 @@ class Connectome:
     details : mapping
         The same in numbers and names, for the sidecar (JSON values).
     track_density : ndarray of uint32, optional
-        (X, Y, Z) on the grid of the series: streamlines of the first batch through each voxel.
+        (X, Y, Z), streamlines of the first batch through each voxel.
+    track_density_affine : ndarray, optional
+        (4, 4), from its voxel indices to mm.
     track_density_streamlines : int
-        How many these are.
+        How many streamlines the first batch has.
     """
 
     counts: NDArray[np.float64]
@@ -114,6 +116,7 @@ class Connectome:
     notes: Sequence[str] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     track_density: NDArray[np.uint32] | None = None
+    track_density_affine: NDArray[np.float64] | None = None
     track_density_streamlines: int = 0
 
     def counts_per_volume(self) -> NDArray[np.float64]:

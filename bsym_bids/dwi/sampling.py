@@ -215,6 +215,7 @@ def sample_connectome(
         _keep_tractogram(store.tracks, tractogram, fa, weights)
         seconds["Tractogram"] = time.monotonic() - clock
     connectome = _describe(sample, volumes, sift2, rule, preset, seed)
+    connectome = dataclasses.replace(connectome, track_density_affine=fa.affine)
     store.remove()
     seconds["Total"] = time.monotonic() - started
     return dataclasses.replace(

@@ -148,9 +148,9 @@ def _maps(dwi: PreparedDwi, placed: PlacedAnatomy, connectome: Connectome) -> di
         image = nib.load(dwi.colour_fa)
         colours = np.asanyarray(image.dataobj, dtype=np.float32)
         maps["coloured_anisotropy"] = Volume(colours, np.asarray(image.affine))
-    if connectome.track_density is not None:
-        affine = np.asarray(nib.load(dwi.b0).affine)
-        maps["track_density"] = Volume(connectome.track_density, affine)
+    density, affine = connectome.track_density, connectome.track_density_affine
+    if density is not None and affine is not None:
+        maps["track_density"] = Volume(density, affine)
     if placed.tissue is not None:
         maps["tissues"] = largest_tissue(Path(placed.tissue))
     return maps

@@ -11,12 +11,15 @@ import re
 import sys
 import tempfile
 import warnings
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bsym_bids.outputs.publish import explained
 
@@ -71,6 +74,12 @@ _VARIABLES: Mapping[str, str] = {
         )
     ),
 }
+
+
+_IMAGE_DPI = 144  # of images in figures: sharp on screens with two dots a pixel
+_PALETTE = 256
+_IMAGE_START = "data:image/png;base64,"
+_IMAGE = re.compile(re.escape(_IMAGE_START) + r"([A-Za-z0-9+/=\s]+)")
 
 
 def load_matplotlib() -> Any:
@@ -141,8 +150,30 @@ def inline_svg(
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _themed(buffer.getvalue(), name, label)
+        figure.savefig(buffer, format="svg", dpi=_IMAGE_DPI, metadata={"Date": None})
+    return _themed(with_small_images(buffer.getvalue()), name, label)
+
+
+def with_small_images(svg: str) -> str:
+    """Return an SVG whose images are smaller: with a palette, where few colours are in them."""
+    return _IMAGE.sub(lambda found: _IMAGE_START + _smaller(found[1]), svg)
+
+
+def _smaller(png: str) -> str:
+    """Return an image in base64 as one of at most 256 colours, if it has no more of them."""
+    from PIL import Image
+
+    with Image.open(BytesIO(b64decode(png))) as image:
+        pixels = np.ascontiguousarray(image.convert("RGBA")).view(np.uint32)[..., 0]
+    colours, indices = np.unique(pixels, return_inverse=True)
+    if len(colours) > _PALETTE:
+        return "".join(png.split())
+    palette = colours.view(np.uint8).reshape(-1, 4)
+    small = Image.fromarray(indices.reshape(pixels.shape).astype(np.uint8), mode="P")
+    small.putpalette(palette[:, :3].tobytes())
+    buffer = BytesIO()
+    small.save(buffer, "png", optimize=True, transparency=palette[:, 3].tobytes())
+    return b64encode(buffer.getvalue()).decode()
 
 
 def _themed(svg: str, name: str, label: str) -> str:

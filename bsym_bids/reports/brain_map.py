@@ -1,0 +1,159 @@
+"""Values of the 450 ROIs on the brain: cortex from four sides, and slices of the subcortex."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bsym_bids import atlas
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+#: In inches, at which the type is as in other figures.
+SIZE = (8.2, 3.3)
+#: Of surfaces without an ROI, of ROIs without a value, and of the borders of ROIs.
+_BARE, _MISSING, _BORDER = (0.62, 0.65, 0.69, 0.45), (0.45, 0.47, 0.5, 1.0), (0, 0, 0, 0.35)
+_OUTSIDE = -1
+_CORTEX = ("left_lateral", "left_medial", "right_medial", "right_lateral")
+_TITLES = {
+    "left_lateral": "left, outer side",
+    "left_medial": "left, inner side",
+    "right_medial": "right, inner side",
+    "right_lateral": "right, outer side",
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How values become colours.
+
+    Attributes
+    ----------
+    low, high : float
+        Ends of the scale; values beyond have the colours of the ends.
+    colours : str
+        Name of a colour map of matplotlib.
+    label : str
+        What the values are, with their unit.
+    """
+
+    low: float
+    high: float
+    colours: str
+    label: str
+
+    @classmethod
+    def around_zero(cls, values: NDArray[np.floating], label: str) -> Scale:
+        """Return a scale from blue over white to red that holds 98 % of the values."""
+        most = robust_limit(np.abs(values))
+        return cls(-most, most, "RdBu_r", label)
+
+    @classmethod
+    def from_zero(cls, values: NDArray[np.floating], label: str) -> Scale:
+        """Return a scale from dark to bright that begins at 0 and holds 98 % of the values."""
+        return cls(0.0, robust_limit(values), "viridis", label)
+
+
+def robust_limit(values: NDArray[np.floating]) -> float:
+    """Return what 98 % of the values do not exceed, never 0."""
+    finite = values[np.isfinite(values)]
+    limit = float(np.percentile(finite, 98)) if finite.size else 0.0
+    return limit if limit > 0 else 1.0
+
+
+@cache
+def views() -> Mapping[str, NDArray[np.int16]]:
+    """Return images of ROI indices: -1 outside, 0 without an ROI, else 1 to 450; by name."""
+    path = files("bsym_bids").joinpath("data/brain/views.npz")
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def draw_brain(figure: Figure, values: NDArray[np.floating], scale: Scale) -> None:
+    """Draw a value of each ROI.
+
+    Parameters
+    ----------
+    figure : Figure
+        Empty, about of `SIZE`.
+    values : ndarray, shape (450,)
+        NaN for what was not measured, which is dark grey.
+    scale : Scale
+        How they become colours.
+    """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    table = colour_table(values, scale, colormaps[scale.colours])
+    slices = [name for name in views() if name not in _CORTEX]
+    upper, lower, right = (
+        (0, 0.4, 0.9, 0.6),
+        (0, 0.0, 0.9, 0.4),
+        (0.925, 0.12, 0.016, 0.76),
+    )
+    figure.set_layout_engine("none")
+    _row(figure, upper, [(name, _TITLES[name]) for name in _CORTEX], table)
+    _row(figure, lower, [(name, f"z = {_height(name)} mm") for name in slices], table)
+    bar = figure.add_axes(right)
+    mapped = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
+    figure.colorbar(mapped, cax=bar, label=scale.label)
+    if not np.isfinite(values).all():
+        bar.set_title("grey: n/a", fontsize="small", loc="right", pad=8)
+
+
+def colour_table(
+    values: NDArray[np.floating], scale: Scale, colours: Colormap
+) -> NDArray[np.floating]:
+    """Return the colour of each index of a view, shape (452, 4), the last that of the outside."""
+    table = np.empty((atlas.N_ROIS + 2, 4))
+    table[0], table[_OUTSIDE] = _BARE, (0, 0, 0, 0)
+    shares = (np.asarray(values, dtype=float) - scale.low) / (scale.high - scale.low)
+    # 64 steps, so that an image has few colours.
+    table[1:-1] = colours(np.rint(np.clip(np.nan_to_num(shares), 0, 1) * 63) / 63)
+    table[1:-1][~np.isfinite(values)] = _MISSING
+    return table
+
+
+def _row(
+    figure: Figure,
+    place: tuple[float, float, float, float],
+    named: list[tuple[str, str]],
+    table: NDArray[np.floating],
+) -> None:
+    left, bottom, width, height = place
+    for index, (name, title) in enumerate(named):
+        each = width / len(named)
+        axes = figure.add_axes((left + index * each, bottom, each * 0.97, height * 0.86))
+        axes.imshow(_coloured(views()[name], table), interpolation="none")
+        axes.set_axis_off()
+        axes.set_title(title, fontsize="small", pad=2)
+
+
+def _coloured(view: NDArray[np.int16], table: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return a view in colours, with the borders of ROIs."""
+    image = table[view]
+    border = edges(view) & (view != _OUTSIDE)
+    ink, alpha = np.array(_BORDER[:3]), _BORDER[3]
+    image[border, :3] = (1 - alpha) * image[border, :3] + alpha * ink
+    return image
+
+
+def edges(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Tell which pixels have a neighbour, above or to the left, of another label."""
+    edge = np.zeros(labels.shape, bool)
+    edge[1:] |= labels[1:] != labels[:-1]
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    return edge
+
+
+def _height(name: str) -> str:
+    return name.removeprefix("axial_").replace("-", "\N{MINUS SIGN}")
