@@ -42,6 +42,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(UsageError.exit_code, f"{self.prog}: error: {message}\n")
 
 
+class _PrintSpecification(argparse.Action):
+    """Print the Boutiques descriptor of the command and leave."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        """Print it and leave."""
+        import json
+
+        from bsym_bids.descriptors.boutiques import describe_command
+
+        print(json.dumps(describe_command(parser), indent=2))
+        parser.exit()
+
+
 def _named_path(text: str) -> tuple[str, Path]:
     """Split ``name=path``; a bare path is named after its folder."""
     name, sign, path = text.partition("=")
@@ -80,6 +93,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("output_dir", type=Path, help="where the output dataset goes")
     parser.add_argument("analysis_level", choices=["participant", "group"], help="what to do")
     parser.add_argument("--version", action="version", version=f"bsym-bids {__version__}")
+    parser.add_argument(
+        "--bids-exec-spec",
+        action=_PrintSpecification,
+        nargs=0,
+        dest="version",  # nothing is stored, as with --version
+        help="print a description of this command for programs (Boutiques) and leave",
+    )
     parser.add_argument("-v", "--verbose", action="count", help="log more; twice to debug")
     _add_selection(parser)
     _add_processing(parser)
@@ -343,6 +363,12 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         help="TOML file of settings, as every run writes it under logs/",
     )
     add("--stop-on-first-crash", action="store_true", help="don't go on with the others")
+    add(
+        "--reports-only",
+        action="store_true",
+        help="make the reports anew from the outputs that there are, and nothing else",
+    )
+    add("--skip-reports", action="store_true", help="make no reports; --reports-only does it later")
     add(
         "--dry-run",
         action="store_true",

@@ -144,6 +144,10 @@ class RunConfig:
         Where PyBIDS keeps its index between runs.
     skip_bids_validation, stop_on_first_crash, dry_run : bool
         Switches.
+    reports_only : bool
+        Make the pages anew from the outputs that there are, and nothing else.
+    skip_reports : bool
+        Make no pages.
     predict : tuple of str
         Columns of the phenotype tables to predict at the group level.
     state : tuple of str
@@ -215,6 +219,8 @@ class RunConfig:
     skip_bids_validation: bool = False
     stop_on_first_crash: bool = False
     dry_run: bool = False
+    reports_only: bool = False
+    skip_reports: bool = False
     predict: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
     contrast: tuple[str, ...] = ()

@@ -52,6 +52,8 @@ OPTIONS = {
     "skip_bids_validation": (["--skip-bids-validation"], True),
     "stop_on_first_crash": (["--stop-on-first-crash"], True),
     "dry_run": (["--dry-run"], True),
+    "reports_only": (["--reports-only"], True),
+    "skip_reports": (["--skip-reports"], True),
     "predict": (["--predict", "age", "sex"], ("age", "sex")),
     "state": (["--state", "ses-a", "ses-b"], ("ses-a", "ses-b")),
     "contrast": (["--contrast", "ses-a-ses-b"], ("ses-a-ses-b",)),

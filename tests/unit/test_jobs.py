@@ -60,6 +60,8 @@ OF_NOTHING = {
     "skip_bids_validation": True,
     "stop_on_first_crash": True,
     "dry_run": True,
+    "reports_only": True,
+    "skip_reports": True,
     "verbose": 2,
 }
 

@@ -1,0 +1,1 @@
+"""Descriptions of the command for programs that run it: Boutiques, Nipoppy, BABS, CBRAIN."""
