@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bsym_bids import atlas
 from bsym_bids.bold.censoring import fill_censored
 from bsym_bids.errors import BadDataError, InputMissingError
-from bsym_bids.outputs.names import STATISTICS, RunNames, products, sidecar_of
+from bsym_bids.outputs.names import STATISTICS, RunNames, ScanNames, products, sidecar_of
 from bsym_bids.outputs.tables import NOT_AVAILABLE
 
 LOGGER = logging.getLogger("bsym_bids")
@@ -112,12 +112,15 @@ class WrittenConnectome:
         What the edges are: ``count``, ``invnodevol``, ... (``desc-`` of its name).
     path : Path
         The table.
+    space : str, optional
+        ``space-`` of the source; raw series have none.
     """
 
     entities: Mapping[str, str]
     label: str
     measure: str
     path: Path
+    space: str | None = None
 
     @property
     def participant(self) -> str:
@@ -128,6 +131,10 @@ class WrittenConnectome:
     def session(self) -> str | None:
         """Label of the session, without ``ses-``."""
         return self.entities.get("ses")
+
+    def names(self, output_dir: Path) -> ScanNames:
+        """Return the output names of the scan in a dataset."""
+        return ScanNames(output_dir, self.entities, self.space)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +157,9 @@ class WrittenSeries:
     repetition_time: float
 
 
-def find_runs(derivatives: Path, left_out: list[str] | None = None) -> list[WrittenRun]:
+def find_runs(
+    derivatives: Path, left_out: list[str] | None = None, participant: str | None = None
+) -> list[WrittenRun]:
     """Find the denoised time series of a dataset.
 
     Parameters
@@ -159,6 +168,8 @@ def find_runs(derivatives: Path, left_out: list[str] | None = None) -> list[Writ
         Output folder of the participant level.
     left_out : list of str, optional
         Where the warnings about runs that are left out are added, beside the log.
+    participant : str, optional
+        Label of the one whose runs are wanted, without ``sub-``.
 
     Returns
     -------
@@ -174,7 +185,8 @@ def find_runs(derivatives: Path, left_out: list[str] | None = None) -> list[Writ
     """
     product = products()["denoised"]
     runs = []
-    for path, made in _find(derivatives, "func", product.suffix, product.extension):
+    wanted = product.suffix, product.extension, participant
+    for path, made in _find(derivatives, "func", *wanted):
         if made.get("desc") != product.desc or made.get("stat") not in STATISTICS.values():
             continue
         try:
@@ -221,13 +233,15 @@ def one_space(runs: Sequence[WrittenRun]) -> list[WrittenRun]:
     return list(chosen.values())
 
 
-def find_connectomes(derivatives: Path) -> list[WrittenConnectome]:
+def find_connectomes(derivatives: Path, participant: str | None = None) -> list[WrittenConnectome]:
     """Find the structural connectomes of a dataset: ``sub-*/[ses-*/]dwi/*_desc-*_relmat.tsv``.
 
     Parameters
     ----------
     derivatives : Path
         Output folder of the participant level.
+    participant : str, optional
+        Label of the one whose connectomes are wanted, without ``sub-``.
 
     Returns
     -------
@@ -240,7 +254,7 @@ def find_connectomes(derivatives: Path) -> list[WrittenConnectome]:
         There is no such folder.
     """
     connectomes = []
-    for path, made in _find(derivatives, "dwi", "relmat", ".tsv"):
+    for path, made in _find(derivatives, "dwi", "relmat", ".tsv", participant):
         if "desc" in made:
             connectomes.append(connectome_of(path))
     return connectomes
@@ -248,9 +262,9 @@ def find_connectomes(derivatives: Path) -> list[WrittenConnectome]:
 
 def connectome_of(path: Path) -> WrittenConnectome:
     """Return the connectome that a table of edges is of."""
-    entities = _sources(path)
+    entities, made = _sources(path), _entities(path)
     label = "_".join(f"{key}-{value}" for key, value in entities.items())
-    return WrittenConnectome(entities, label, _entities(path)["desc"], path)
+    return WrittenConnectome(entities, label, made["desc"], path, made.get("space"))
 
 
 def read_timeseries(run: WrittenRun) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -278,6 +292,36 @@ def read_timeseries(run: WrittenRun) -> tuple[NDArray[np.float64], NDArray[np.bo
             _HINT,
         )
     return values, censored
+
+
+def read_roi_series(path: Path) -> NDArray[np.float64]:
+    """Read a table of series with a column per ROI.
+
+    Returns
+    -------
+    ndarray, shape (T, 450)
+        NaN for ``n/a``.
+
+    Raises
+    ------
+    BadDataError
+        The table cannot be read, or is not of the atlas.
+    """
+    return _read_numbers(path, rows_named=False)
+
+
+def read_numbers(path: Path, column: str) -> NDArray[np.float64]:
+    """Read a column of numbers of any table; NaN for ``n/a``.
+
+    Raises
+    ------
+    BadDataError
+        The table cannot be read, or has no such column of numbers.
+    """
+    try:
+        return _read_table(path)[column].to_numpy(dtype=np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadDataError(f"{path}: {column} cannot be read of it: {error}", _HINT) from error
 
 
 def read_series(run: WrittenRun) -> WrittenSeries:
@@ -425,10 +469,7 @@ def read_quality(path: Path, column: str) -> float:
     BadDataError
         The table cannot be read, has no such column of numbers, or another number of rows.
     """
-    try:
-        values = _read_table(path)[column].to_numpy(dtype=np.float64)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadDataError(f"{path}: {column} cannot be read of it: {error}", _HINT) from error
+    values = read_numbers(path, column)
     if len(values) != 1:
         raise BadDataError(f"{path}: has {len(values)} rows instead of one", _HINT)
     return float(values[0])
@@ -455,7 +496,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def _find(
-    derivatives: Path, datatype: str, suffix: str, extension: str
+    derivatives: Path, datatype: str, suffix: str, extension: str, participant: str | None
 ) -> Iterator[tuple[Path, dict[str, str]]]:
     """Yield the files of our atlas, sorted, with the entities that say how they were made."""
     if not derivatives.is_dir():
@@ -464,8 +505,9 @@ def _find(
             hint="name the output folder of the participant level",
         )
     pattern = f"{datatype}/sub-*_{suffix}{extension}"
+    folder = f"sub-{participant or '*'}"
     for path in sorted(
-        [*derivatives.glob(f"sub-*/{pattern}"), *derivatives.glob(f"sub-*/ses-*/{pattern}")]
+        [*derivatives.glob(f"{folder}/{pattern}"), *derivatives.glob(f"{folder}/ses-*/{pattern}")]
     ):
         entities = _entities(path)
         if entities.items() >= _ATLAS.items():
