@@ -11,58 +11,11 @@ from bsym_bids import __version__
 from bsym_bids.model.checking import ALL, ModelCheck, Row
 from bsym_bids.model.domain import Verdict
 from bsym_bids.model.networks import FEATURES
+from bsym_bids.outputs.descriptions import column_names, columns_of
 from bsym_bids.outputs.names import dataset_path, dataset_products
 from bsym_bids.outputs.publish import OutputFile, fingerprint, publish
-from bsym_bids.outputs.sidecars import ATLAS, about_model, columns, software_versions
+from bsym_bids.outputs.sidecars import ATLAS, about_model, software_versions
 from bsym_bids.outputs.tables import Table
-
-_RUN_COLUMNS = {
-    "participant": "Label of the participant without sub-, or all: median over participants",
-    "run": "The run, or all: mean over the participant's runs",
-    "n_rois": "ROIs with a score",
-    "r2": "Coefficient of determination of held-out ROIs, mean over ROIs",
-    "rho": "Pearson correlation of held-out ROIs with their reconstruction, mean over ROIs",
-    "mae": "Mean absolute error of held-out ROIs, in units of the scaled series",
-    "permuted_r2": "The same as r2, with the series presented under permuted ROI labels",
-    "permuted_rho": "The same as rho, with the series presented under permuted ROI labels",
-    "permuted_mae": "The same as mae, with the series presented under permuted ROI labels",
-    "linear_r2": "The same as r2, of the linear baseline",
-    "linear_rho": "The same as rho, of the linear baseline",
-    "linear_mae": "The same as mae, of the linear baseline",
-    "linear_permuted_r2": "The same as permuted_r2, of the linear baseline",
-    "linear_permuted_rho": "The same as permuted_rho, of the linear baseline",
-    "linear_permuted_mae": "The same as permuted_mae, of the linear baseline",
-    "model_domain": "Whether the model knows the data",
-}
-_WAYS = {
-    "": "by the network",
-    "permuted_": "by the network under permuted ROI labels",
-    "group_": "by the group average, fitted to the edges that are not hidden",
-}
-_EDGE_COLUMNS = {
-    "participant": "Label of the participant without sub-, or all: median over participants",
-    "scan": "The scan, or all: mean over the participant's scans",
-    "measure": "Edge weights: count (streamlines), or invnodevol (divided by ROI volumes)",
-    "transform": "What was made of them: log10p1, log10(1 + d), or log10, log10(d) of edges",
-    "in_use": "Whether it is the convention that the verdict is for",
-    "n_edges": "Pairs of ROIs with an edge",
-    **{
-        f"{prefix}{way}{score}": f"{text} of hidden {population}, predicted {predicted}"
-        for prefix, population in (("", "pairs of ROIs"), ("edges_", "pairs that have an edge"))
-        for way, predicted in _WAYS.items()
-        for score, text in (
-            ("r2", "Coefficient of determination"),
-            ("rho", "Pearson correlation"),
-            ("mae", "Mean absolute error"),
-        )
-    },
-    "model_domain": "Whether the model knows the data, for the convention in use",
-}
-_NETWORK_COLUMNS = {
-    "features": "What the network of an ROI is told from",
-    "accuracy": "Share of ROIs told right, mean over five folds of ROIs",
-    "left_to_right": "Share of ROIs of the right hemisphere told right, learnt from the left",
-}
 
 
 def write_check(check: ModelCheck, derivatives: Path) -> tuple[Path, ...]:
@@ -82,18 +35,17 @@ def write_check(check: ModelCheck, derivatives: Path) -> tuple[Path, ...]:
     """
     verdicts = check.reconstruction_verdict, check.edges_verdict
     products = (
-        ("model_reconstruction", check.runs, _RUN_COLUMNS, verdicts[0], check.run_paths),
-        ("model_edges", check.edges, _EDGE_COLUMNS, verdicts[1], check.scan_paths),
+        ("model_reconstruction", check.runs, verdicts[0], check.run_paths),
+        ("model_edges", check.edges, verdicts[1], check.scan_paths),
     )
     outputs = [
         OutputFile(
             dataset_path(derivatives, key, check.release.name),
-            _table(rows, check, described),
+            _table(rows, check, column_names(key)),
             _sidecar(check, key, verdict)
-            | {"Sources": [f"bids::{p.relative_to(derivatives).as_posix()}" for p in paths]}
-            | columns(described),
+            | {"Sources": [f"bids::{p.relative_to(derivatives).as_posix()}" for p in paths]},
         )
-        for key, rows, described, verdict, paths in products
+        for key, rows, verdict, paths in products
         if rows
     ]
     if check.networks:
@@ -112,13 +64,11 @@ def _networks_output(check: ModelCheck, derivatives: Path) -> OutputFile:
     )
     sources = [f"bids::{path.relative_to(derivatives).as_posix()}" for path in check.run_paths]
     sidecar = _sidecar(check, "model_networks", None) | {"Sources": sources}
-    sidecar |= columns(_NETWORK_COLUMNS)
-    sidecar["features"]["Levels"] = dict(FEATURES)
     path = dataset_path(derivatives, "model_networks", check.release.name)
     return OutputFile(path, table, sidecar)
 
 
-def _table(rows: Sequence[Row], check: ModelCheck, described: Mapping[str, str]) -> Table:
+def _table(rows: Sequence[Row], check: ModelCheck, columns: Sequence[str]) -> Table:
     records = [
         {
             "participant": row.participant,
@@ -132,7 +82,7 @@ def _table(rows: Sequence[Row], check: ModelCheck, described: Mapping[str, str])
         }
         for row in rows
     ]
-    return Table({name: [record[name] for record in records] for name in described})
+    return Table({name: [record[name] for record in records] for name in columns})
 
 
 def _sidecar(check: ModelCheck, key: str, verdict: Verdict | None) -> dict[str, Any]:
@@ -148,7 +98,7 @@ def _sidecar(check: ModelCheck, key: str, verdict: Verdict | None) -> dict[str, 
         "NotChecked": [*check.skipped, *map(str, check.problems)],
     }
     domain = {"ModelDomain": verdict.document} if verdict else {}
-    return document | domain | about_model(check.release)
+    return document | domain | about_model(check.release) | columns_of(key)
 
 
 def report(check: ModelCheck) -> Iterator[str]:

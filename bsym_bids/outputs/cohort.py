@@ -11,18 +11,13 @@ from bsym_bids import atlas
 from bsym_bids.bold.scaling import RoiStatistics
 from bsym_bids.cohort.scaling import CohortScaling
 from bsym_bids.errors import BadDataError
+from bsym_bids.outputs.descriptions import columns_of
 from bsym_bids.outputs.names import COHORT_SCALING, dataset_path, dataset_products
 from bsym_bids.outputs.publish import OutputFile, publish
 from bsym_bids.outputs.reading import read_roi_column, read_sidecar
-from bsym_bids.outputs.sidecars import ATLAS, ROI_COLUMNS, columns, software_versions
+from bsym_bids.outputs.sidecars import ATLAS, software_versions
 from bsym_bids.outputs.tables import Table
 
-_SCALING_COLUMNS = {
-    **ROI_COLUMNS,
-    "median": "Median over participants of equal weight, in units of the denoised series",
-    "iqr": "Interquartile range over participants of equal weight, in the same units",
-    "n_participants": "Participants who have the ROI",
-}
 _RULE = (
     "quartiles of the mean over participants of the distribution of each one's kept frames, of all "
     "runs together; definition 2 of Hyndman & Fan 1996. A run that was processed in several spaces "
@@ -66,9 +61,10 @@ def write_cohort_scaling(scaling: CohortScaling, output_dir: Path, expected: str
         "ScalingStatistics": scaling.fingerprint,
         "Participants": list(scaling.participants),
         "LeftOut": list(scaling.left_out),
+        **columns_of(COHORT_SCALING),
     }
     path = dataset_path(output_dir, COHORT_SCALING)
-    publish([OutputFile(path, table, sidecar | columns(_SCALING_COLUMNS))], expected)
+    publish([OutputFile(path, table, sidecar)], expected)
     return path
 
 

@@ -14,24 +14,19 @@ from bsym_bids import atlas
 from bsym_bids.dwi.connectome import SEARCH_RADIUS, Connectome
 from bsym_bids.dwi.records import FittedModel, PlacedAnatomy, PreparedDwi
 from bsym_bids.jobs import ScanJob
+from bsym_bids.outputs.descriptions import column_names
 from bsym_bids.outputs.images import FileCopy, Volume
 from bsym_bids.outputs.publish import OutputFile, publish
 from bsym_bids.outputs.reading import read_matrix, read_roi_column
-from bsym_bids.outputs.sidecars import (
-    NODE_COLUMN,
-    ROI_COLUMNS,
-    as_text,
-    columns,
-    scan_sidecar,
-)
+from bsym_bids.outputs.sidecars import as_text, scan_sidecar
 from bsym_bids.outputs.tables import Content, Matrix, Table
 
 _MEASURES = {
-    "count": ("number of streamlines", ""),
-    "sift2": ("fibre bundle capacity: sum of SIFT2 weights times mu", "mm2 of fibre, arbitrary"),
-    "invnodevol": ("streamlines divided by the mean volume of the two ROIs", "1/mm3"),
-    "meanlength": ("mean length of streamlines", "mm"),
-    "meanfa": ("mean over streamlines of the mean fractional anisotropy along each", ""),
+    "count": "number of streamlines",
+    "sift2": "fibre bundle capacity: sum of SIFT2 weights times mu",
+    "invnodevol": "streamlines divided by the mean volume of the two ROIs",
+    "meanlength": "mean length of streamlines",
+    "meanfa": "mean over streamlines of the mean fractional anisotropy along each",
 }
 _IMAGES = (
     "labels",
@@ -41,29 +36,6 @@ _IMAGES = (
     "track_density",
     "tissues",
 )
-_ROI_COLUMNS = {
-    "volume": ("Volume of the ROI in the person's space", "mm3"),
-    "streamlines": "Streamlines with an end in the ROI and the other one in any ROI",
-    "present": "Whether the ROI has a voxel in the person's space",
-}
-_SAMPLING_COLUMNS = {
-    "streamlines": "Streamlines that were tracked by then",
-    "reliability": "Correlation of counts to expect with an independent repeat of the same size",
-}
-_SCAN_COLUMNS = {
-    "streamlines": "Streamlines that were tracked",
-    "assigned": "Streamlines with an ROI at both ends",
-    "assigned_share": "Share of streamlines with an ROI at both ends",
-    "sampling_reliability": "Reliability after the last batch, as in the table of sampling",
-    "density": "Share of the pairs of present ROIs that have a streamline",
-    "absent_rois": "ROIs without a voxel in the person's space",
-    "rois_without_streamlines": "ROIs that are present, but that no streamline ends in",
-    "mean_length": ("Mean length of the streamlines between ROIs", "mm"),
-    "registration": "Verdict on the registration: good or poor, as in the sidecar",
-    "mean_translation": ("Mean shift of the head; n/a where it was not corrected here", "mm"),
-    "mean_rotation": ("Mean turn of the head; n/a where it was not corrected here", "degrees"),
-    "gradient_check": "What their check led to: none, corrected, warned, off or not checked",
-}
 
 
 def write_connectome(
@@ -107,7 +79,7 @@ def write_connectome(
     }
     contents |= {
         "rois": _roi_table(connectome),
-        "sampling": Matrix(connectome.curve, list(_SAMPLING_COLUMNS)),
+        "sampling": Matrix(connectome.curve, column_names("sampling")),
         "scan_quality": Table(
             {key: [value] for key, value in _quality(dwi, placed, connectome).items()}
         ),
@@ -181,7 +153,7 @@ def _roi_table(connectome: Connectome) -> Table:
 
 
 def _quality(dwi: PreparedDwi, placed: PlacedAnatomy, connectome: Connectome) -> dict[str, Any]:
-    """Return the row of `_SCAN_COLUMNS`."""
+    """Return the row of the table of quality."""
     motion = dwi.details.get("MotionCorrection", {})
     present = connectome.roi_volumes > 0
     pairs = np.triu(present & present[:, None], k=1)
@@ -200,7 +172,7 @@ def _quality(dwi: PreparedDwi, placed: PlacedAnatomy, connectome: Connectome) ->
         "mean_rotation": motion.get("MeanRotationDegrees"),
         "gradient_check": _gradient_check(dwi),
     }
-    return {name: row[name] for name in _SCAN_COLUMNS}
+    return {name: row[name] for name in column_names("scan_quality")}
 
 
 def _gradient_check(dwi: PreparedDwi) -> str | None:
@@ -233,17 +205,13 @@ def _details(
     }
     common = _how_it_was_made(dwi, placed, model, connectome)
     sidecars = {key: scan_sidecar(job, key, uris) | common for key, uris in sources.items()}
-    for key, (measure, units) in _MEASURES.items():
+    for key, measure in _MEASURES.items():
         sidecars[key] |= {"Measure": measure, "Directed": False, "Weighted": True}
-        sidecars[key] |= ({"Units": units} if units else {}) | columns(NODE_COLUMN)
-    sidecars["rois"] |= columns(ROI_COLUMNS | _ROI_COLUMNS)
-    sidecars["sampling"] |= columns(_SAMPLING_COLUMNS)
-    sidecars["scan_quality"] |= columns(_SCAN_COLUMNS)
     sidecars["track_density"]["StreamlinesCounted"] = connectome.track_density_streamlines
     for key in _IMAGES:
         sidecars[key]["SoftwareVersions"] = as_text(sidecars[key]["SoftwareVersions"])
-    for key in ("reference", "coloured_anisotropy", "track_density"):
-        sidecars[key]["SkullStripped"] = key == "coloured_anisotropy"
+    for key in ("reference", "coloured_anisotropy", "track_density", "tissues"):
+        sidecars[key]["SkullStripped"] = key in ("coloured_anisotropy", "tissues")
     sidecars["brain_mask"]["Type"] = "Brain"
     return sidecars
 

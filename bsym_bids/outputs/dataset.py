@@ -20,6 +20,8 @@ LOGGER = logging.getLogger("bsym_bids")
 NAME = "bsym-bids"
 #: Folder in the work folder that holds the steps of a run, and that ``--clean-workdir`` empties.
 WORK_ROOT = "bsym"
+#: Suffixes of tables with a column for each ROI.
+OF_ROIS = ("timeseries", "relmat")
 BIDS_VERSION = "1.11.1"
 # Folders have no trailing slash, or the validator walks into them. The names below are proposals
 # (BEP012, BEP017, BEP038) or ours; `data/bids_schema` has a schema that knows them.
@@ -38,6 +40,12 @@ _BIDSIGNORE = (
     "*_predictions.*",
     "*_stat.*",
     "*_figure.*",
+    "*_desc-mean_boldref.*",
+    "*_scale-450_desc-brain_mask.*",
+    "*_dwimap.*",
+    "*_tissues.*",
+    "sub-*.html",
+    "group_participants.*",
 )
 _README = """\
 # bsym-bids outputs
@@ -184,6 +192,24 @@ def describe_dataset(output_dir: Path, links: Mapping[str, Path]) -> None:
         for source in atlas.table_path(), atlas.description_path():
             _copy(source, output_dir / source.name)
             _copy(source.with_suffix(".json"), output_dir / source.with_suffix(".json").name)
+        for suffix in OF_ROIS:
+            described = output_dir / f"atlas-{atlas.LABEL}_scale-{atlas.SCALE}_{suffix}.json"
+            if _read_json(described) != describe_rois():
+                write_whole(described, Json(describe_rois()))
+
+
+def describe_rois() -> dict[str, dict[str, str]]:
+    """Return what the columns of ROIs are, for all tables that have them: BIDS lets them inherit.
+
+    In every sidecar of its own it would be 40 kB.
+    """
+    sides = {"L": "left", "R": "right"}
+    return {
+        roi.name: {
+            "Description": f"ROI {roi.index} of the atlas: {sides[roi.hemisphere]}, {roi.network}"
+        }
+        for roi in atlas.rois()
+    }
 
 
 def _read_json(path: Path) -> Any:

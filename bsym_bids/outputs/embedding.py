@@ -18,29 +18,10 @@ from bsym_bids.model.baselines import RIDGE
 from bsym_bids.model.domain import judge_reconstruction
 from bsym_bids.model.embed import FunctionalEmbedding
 from bsym_bids.model.reconstruction import OVERALL, ReconstructionQuality
+from bsym_bids.outputs.descriptions import column_names, columns_of
 from bsym_bids.outputs.publish import OutputFile, publish
-from bsym_bids.outputs.sidecars import NODE_COLUMN, ROI_COLUMNS, columns, model_sidecar
+from bsym_bids.outputs.sidecars import model_sidecar
 from bsym_bids.outputs.tables import Arrays, Content, Matrix, Table
-
-_SCORES = {
-    "r2": "Coefficient of determination of the held-out series: 1 - SSE/SST, sums over windows",
-    "rho": "Pearson correlation of the held-out series with its reconstruction, mean over windows",
-    "mae": "Mean absolute error of the held-out series, in units of the scaled series",
-    "permuted_r2": "The same as r2, with the series presented under permuted ROI labels",
-    "permuted_rho": "The same as rho, with the series presented under permuted ROI labels",
-    "permuted_mae": "The same as mae, with the series presented under permuted ROI labels",
-    "linear_r2": "The same as r2, of the linear baseline",
-    "linear_rho": "The same as rho, of the linear baseline",
-    "linear_mae": "The same as mae, of the linear baseline",
-    "linear_permuted_r2": "The same as permuted_r2, of the linear baseline",
-    "linear_permuted_rho": "The same as permuted_rho, of the linear baseline",
-    "linear_permuted_mae": "The same as permuted_mae, of the linear baseline",
-}
-_NETWORK_COLUMNS = {
-    "network": "Network, or all: every ROI",
-    "n_rois": "ROIs with a score",
-    **_SCORES,
-}
 
 
 class CleanedSource(Protocol):
@@ -94,13 +75,7 @@ def write_embedding(
         "similarity": Matrix(embedding.similarity, names, rows=names),
         "attention": Matrix(embedding.attention_roi, names, rows=names),
         "attention_time": Matrix(frame_attention(embedding.attention_time, windows.onsets), names),
-        "reconstruction": Table(
-            {
-                "name": names,
-                "network": atlas.networks(),
-                **{score: getattr(quality, score) for score in _SCORES},
-            }
-        ),
+        "reconstruction": _reconstruction_table(quality),
         "reconstruction_networks": _network_table(quality),
     }
     details = _details(job, cleaned, windows, embedding, quality)
@@ -139,9 +114,9 @@ def frame_attention(
         return total / count[:, None]
 
 
-def dimension_columns(width: int) -> dict[str, str]:
-    """Return descriptions of the columns of an embedding of so many dimensions."""
-    return {f"dim{index:03d}": "Dimension of the embedding" for index in range(width)}
+def dimension_columns(width: int) -> tuple[str, ...]:
+    """Return the columns of an embedding of so many dimensions."""
+    return tuple(f"dim{index:03d}" for index in range(width))
 
 
 def embedding_table(embedding: NDArray[np.floating]) -> Table:
@@ -150,10 +125,17 @@ def embedding_table(embedding: NDArray[np.floating]) -> Table:
     return Table({"name": atlas.roi_names(), "network": atlas.networks(), **dimensions})
 
 
+def _reconstruction_table(quality: ReconstructionQuality) -> Table:
+    table: dict[str, Any] = {"name": atlas.roi_names(), "network": atlas.networks()}
+    scores = [name for name in column_names("reconstruction") if name not in table]
+    return Table(table | {name: getattr(quality, name) for name in scores})
+
+
 def _network_table(quality: ReconstructionQuality) -> Table:
     means = quality.network_means(atlas.networks())
     rows = [{"network": network, **scores} for network, scores in means.items()]
-    return Table({name: [row[name] for row in rows] for name in _NETWORK_COLUMNS})
+    names = column_names("reconstruction_networks")
+    return Table({name: [row[name] for row in rows] for name in names})
 
 
 def _details(
@@ -192,17 +174,17 @@ def _details(
     for key in ("window_embeddings", "embedding", "similarity", "attention", "attention_time"):
         sidecars[key] |= cut
     width = embedding.mean.shape[1]
-    sidecars["embedding"] |= columns(ROI_COLUMNS | dimension_columns(width))
+    sidecars["embedding"] |= columns_of("embedding", dimension_columns(width))
     sidecars["similarity"] |= {
         "Measure": "tanh of the mean over windows of Fisher's z of Pearson correlations",
         "Directed": False,
         "Weighted": True,
-    } | columns(NODE_COLUMN)
+    }
     sidecars["attention"] |= {
         "Measure": "attention of the Perceiver's latent of the row to the signal of the column",
         "Directed": True,
         "Weighted": True,
-    } | columns(NODE_COLUMN)
+    }
     sidecars["attention_time"] |= {
         "RepetitionTime": windows.repetition_time,
         "SamplingFrequency": 1 / windows.repetition_time,
@@ -219,8 +201,8 @@ def _details(
             f"in the ENIGMA Toolbox); ridge {RIDGE:g}"
         ),
     }
-    sidecars["reconstruction"] |= cut | held_out | columns(ROI_COLUMNS | _SCORES)
-    sidecars["reconstruction_networks"] |= cut | held_out | columns(_NETWORK_COLUMNS)
+    for key in ("reconstruction", "reconstruction_networks"):
+        sidecars[key] |= cut | held_out
     return sidecars
 
 

@@ -43,7 +43,7 @@ class Volume:
             values = np.rint(values / slope).astype(np.int16)
         # By hand: nibabel would choose slope and intercept anew, and zero would not stay zero.
         header = nib.Nifti1Image(values, self.affine).header
-        header.set_xyzt_units("mm")
+        header.set_xyzt_units("mm", "sec")  # the validator wants a unit of the fourth axis
         header.set_slope_inter(slope, 0)
         header["vox_offset"] = header.sizeof_hdr + len(_NO_EXTENSION)
         data = header.binaryblock + _NO_EXTENSION + values.tobytes(order="F")

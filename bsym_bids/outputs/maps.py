@@ -11,19 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids import atlas
-from bsym_bids.cohort import contrast, identification, recovery, reliability
+from bsym_bids.cohort import identification
 from bsym_bids.cohort.contrast import Contrast, ContrastMap, EmbeddingShift
 from bsym_bids.cohort.identification import Identification
 from bsym_bids.cohort.recovery import CohortRecovery
-from bsym_bids.model.networks import FEATURES
 from bsym_bids.model.weights import Release
+from bsym_bids.outputs.descriptions import columns_of
 from bsym_bids.outputs.names import dataset_path, dataset_products
 from bsym_bids.outputs.publish import OutputFile, explained, fingerprint, publish
-from bsym_bids.outputs.sidecars import ATLAS, NODE_COLUMN, columns, software_versions
+from bsym_bids.outputs.sidecars import ATLAS, software_versions
 from bsym_bids.outputs.tables import Matrix, Table
 from bsym_bids.prediction.features import feature_kinds
-
-_FEATURES = {"features": "Kind of features"}
 
 
 def write_identification(
@@ -33,8 +31,7 @@ def write_identification(
     from bsym_bids.reports.cohort_figures import draw_identification
 
     table = _stacked({kind: identification.table(found) for kind, found in results.items()})
-    described = _FEATURES | dict(identification.COLUMNS)
-    path = _publish(output_dir, "identification", "", table, described, settings)
+    path = _publish(output_dir, "identification", "", table, settings)
     titled = {_title(kind): found for kind, found in results.items()}
     figure = _draw(output_dir, "identification", lambda to: draw_identification(titled, to))
     return path, figure
@@ -48,8 +45,7 @@ def write_reliability(
     """Publish the reliability of each kind of features by network, with a figure."""
     from bsym_bids.reports.cohort_figures import draw_reliability
 
-    described = _FEATURES | dict(reliability.COLUMNS)
-    path = _publish(output_dir, "reliability", "", _stacked(tables), described, settings)
+    path = _publish(output_dir, "reliability", "", _stacked(tables), settings)
     titled = {_title(kind): table for kind, table in tables.items()}
     figure = _draw(output_dir, "reliability", lambda to: draw_reliability(titled, to))
     return path, figure
@@ -62,10 +58,9 @@ def write_recovery(
     from bsym_bids.reports.cohort_figures import draw_recovery
 
     path = dataset_path(output_dir, "recovery", "")
-    document = _document("recovery", settings) | columns(recovery.COLUMNS)
-    document["RecoveredParticipants"] = [f"sub-{person}" for person in found.participants]
-    document["what"]["Levels"] = dict(FEATURES)
     table = found.table()
+    document = _document("recovery", settings) | columns_of("recovery", table)
+    document["RecoveredParticipants"] = [f"sub-{person}" for person in found.participants]
     publish([OutputFile(path, Table(table), document)], fingerprint(document))
     figure = _draw(output_dir, "networkrecovery", lambda to: draw_recovery(table, release.name, to))
     return path, figure
@@ -77,7 +72,7 @@ def write_group_mean(
     """Publish the mean over people of a matrix (450, 450)."""
     path = dataset_path(output_dir, "group_mean", kind)
     names = atlas.roi_names()
-    document = _document("group_mean", settings) | {"Atlas": ATLAS} | columns(NODE_COLUMN)
+    document = _document("group_mean", settings) | {"Atlas": ATLAS} | columns_of("group_mean")
     document |= {"Directed": False, "Weighted": True, "Features": kind}
     publish([OutputFile(path, Matrix(mean, names, rows=names), document)], fingerprint(document))
     return path
@@ -94,10 +89,7 @@ def write_contrast(
     paths: list[Path] = []
     for name, found, settings in maps:
         label = f"{wanted.entity}{wanted.a}{wanted.entity}{wanted.b}{name}"
-        described = contrast.SHIFT_COLUMNS
-        if isinstance(found, ContrastMap):
-            described = {key: contrast.COLUMNS[key] for key in found.table()}
-        paths.append(_publish(output_dir, "contrast", label, found.table(), described, settings))
+        paths.append(_publish(output_dir, "contrast", label, found.table(), settings))
         if name.endswith("pairs"):
             paths.append(_draw(output_dir, label, _drawn(figures.draw_network_matrix, found)))
         elif name.endswith("rois"):
@@ -133,11 +125,10 @@ def _publish(
     key: str,
     label: str,
     table: Mapping[str, Any],
-    described: Mapping[str, str | tuple[str, str]],
     settings: Mapping[str, Any],
 ) -> Path:
     path = dataset_path(output_dir, key, label)
-    document = _document(key, settings) | columns(described)
+    document = _document(key, settings) | columns_of(key, table)
     publish([OutputFile(path, Table(table), document)], fingerprint(document))
     return path
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bsym_bids.outputs.descriptions import Described, Words, column_names, columns_of
 from bsym_bids.outputs.names import dataset_path, dataset_products
 from bsym_bids.outputs.publish import OutputFile, fingerprint, publish, write_whole
-from bsym_bids.outputs.sidecars import columns, software_versions
+from bsym_bids.outputs.sidecars import software_versions
 from bsym_bids.outputs.tables import Table, Text
 from bsym_bids.prediction.candidates import HEADLINES, REFERENCES, first_of
 from bsym_bids.prediction.inventory import BOLD, DWI, Inventory
 from bsym_bids.prediction.records import Predictions, Target, Unit
 from bsym_bids.prediction.results import Result
 from bsym_bids.prediction.scores import (
-    METRICS,
     averaged,
     averaged_training_mean,
     metrics_of,
@@ -34,34 +34,6 @@ from bsym_bids.reports.prediction_page import prediction_page
 LOGGER = logging.getLogger("bsym_bids")
 #: What became of runs and scans, by modality and label; see `FeatureStore.uses`.
 Uses = Mapping[tuple[str, str], Use]
-_COMPARISON_COLUMNS: Mapping[str, str] = {
-    "a": "Key of the candidate",
-    "b": "Key of the candidate that it is compared with",
-    "metric": "What is compared: `mae` in units of the target, or `auc`",
-    "score_a": "Mean of the metric over folds of the first",
-    "score_b": "Mean of the metric over folds of the second",
-    "difference": "How much better the first is: positive if it is better",
-    "low": "Lower limit of the 95 % interval of the difference",
-    "high": "Upper limit of it",
-    "t": "Corrected resampled t (Nadeau & Bengio 2003)",
-    "df": "Its degrees of freedom",
-    "p": "Its two-sided p",
-    "n_units": "Units that both predict",
-    "n_folds": "Folds, of all repeats, in which both could be scored",
-    "reason": "Why there is no interval; n/a where there is one",
-}
-_UNIT: Mapping[str, str] = {
-    "participant_id": "The participant",
-    "session_id": "The session, where labels are of sessions",
-    "state": "The session or task that is told apart",
-}
-_RESTS_ON: Mapping[str, str] = {
-    "candidates": "Candidates that could predict the unit",
-    "n_runs": "BOLD runs that features of the unit come from",
-    "n_scans": "Diffusion scans that features of the unit come from",
-    "warnings": "What to mind of the unit: data that the model does not know, confounds that are "
-    "not known, files that could not be used",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +94,9 @@ def write_predictions(
     """
     output_dir = inventory.output_dir
     contents = {
-        "predictions": (_predictions_table(result, inventory, uses), _prediction_columns(result)),
-        "prediction_scores": (_scores_table(result), _score_columns(result)),
-        "prediction_comparisons": (_comparisons_table(result), _COMPARISON_COLUMNS),
+        "predictions": _predictions_table(result, inventory, uses),
+        "prediction_scores": _scores_table(result),
+        "prediction_comparisons": _comparisons_table(result),
     }
     main = f"bids::{dataset_path(output_dir, 'predictions', label).name}"
     outputs = [
@@ -132,10 +104,11 @@ def write_predictions(
             dataset_path(output_dir, key, label),
             Table(table),
             # A thousand people have thousands of files, which one list of is enough.
-            _sidecar(result, key, described)
-            | {"Sources": list(result.sources) if key == "predictions" else [main]},
+            _sidecar(result, key)
+            | {"Sources": list(result.sources) if key == "predictions" else [main]}
+            | _described(result, key, table),
         )
-        for key, (table, described) in contents.items()
+        for key, table in contents.items()
     ]
     publish(outputs, fingerprint(result.settings))
     page = dataset_path(output_dir, "prediction_page", label)
@@ -144,9 +117,7 @@ def write_predictions(
     return (*(output.path for output in outputs), page)
 
 
-def _sidecar(
-    result: Result, key: str, described: Mapping[str, str | tuple[str, str]]
-) -> dict[str, Any]:
+def _sidecar(result: Result, key: str) -> dict[str, Any]:
     target = result.question.target
     return {
         "Description": dataset_products()[key].description,
@@ -163,7 +134,33 @@ def _sidecar(
         "BiasCorrection": _bias_correction(result),
         "PredictionSettings": dict(result.settings),
         "SoftwareVersions": software_versions(),
-    } | columns(described)
+    }
+
+
+def _described(result: Result, key: str, table: Mapping[str, Any]) -> Described:
+    """Return what the sidecar says of the columns of a table."""
+    target, titles = result.question.target, {c.key: c.title for c in result.evaluation.candidates}
+    words = _words(target, titles) | {"score": {name: name for name in metrics_of(target)}}
+    described = columns_of(key, table, words, _units(target))
+    shown = _shown(result)
+    return _with_candidate(described, f"{shown} ({titles[shown]})")
+
+
+def _words(target: Target, titles: Mapping[str, str]) -> Words:
+    """Return what stands in names of columns, and the text for it."""
+    return {"class": {name: name for name in target.classes}, "candidate": titles}
+
+
+def _units(target: Target) -> str:
+    """Return the units of what is predicted; none of classes."""
+    return (target.units or "n/a") if target.is_regression else ""
+
+
+def _with_candidate(described: Described, shown: str) -> Described:
+    """Add which candidate the column of predictions is by, where there is one."""
+    if "predicted" in described:
+        described["predicted"]["Description"] += f". Here by {shown}"
+    return described
 
 
 def _bias_correction(result: Result) -> dict[str, Any] | None:
@@ -268,7 +265,9 @@ def _rests_on(
     uses: Uses,
 ) -> dict[str, Any]:
     """Return which data the predictions of each unit rest on, and what to mind."""
-    table: dict[str, list[Any]] = {name: [] for name in _RESTS_ON}
+    table: dict[str, list[Any]] = {
+        name: [] for name in ("candidates", "n_runs", "n_scans", "warnings")
+    }
     for number, unit in enumerate(units):
         own = {kind: inventory.of_unit(unit, kind) for kind in (BOLD, DWI)}
         records = [record for kind in own.values() for record in kind]
@@ -322,62 +321,8 @@ def _scores_table(result: Result) -> dict[str, Any]:
 def _comparisons_table(result: Result) -> dict[str, Any]:
     return {
         name: [getattr(comparison, name) for comparison in result.comparisons]
-        for name in _COMPARISON_COLUMNS
+        for name in column_names("prediction_comparisons")
     }
-
-
-def _score_columns(result: Result) -> dict[str, str]:
-    described = {
-        "candidate": "Key of the candidate",
-        "title": "What it is",
-        "scheme": "`folds`, as settings say; or `leave-site-out`: each site by all others",
-        "n_units": "Units with a label that it predicts",
-    }
-    for name in metrics_of(result.question.target):
-        metric = METRICS[name]
-        described[name] = f"{metric.title}: {metric.description}; mean over repeats"
-        described[f"{name}_low"] = f"Lower limit of the 95 % bootstrap interval of {name}"
-        described[f"{name}_high"] = f"Upper limit of it for {name}"
-    return described | {
-        "permutation_statistic": "Statistic of the permutation test under the true labels: R2 of "
-        "numbers; of classes the area under the curve of the least-squares classifier",
-        "p": "Its permutation p-value",
-    }
-
-
-def _prediction_columns(result: Result) -> dict[str, str | tuple[str, str]]:
-    target = result.question.target
-    unit = target.units or "n/a"
-    shown = _shown(result)
-    titles = {c.key: c.title for c in result.evaluation.candidates}
-    described: dict[str, str | tuple[str, str]] = {
-        **_UNIT,
-        "label": "The true label, where there is one",
-        "fold": "Fold in which the unit was predicted, of each repeat",
-        **_RESTS_ON,
-    }
-    by = f"by {shown} ({titles[shown]})"
-    if target.is_regression:
-        described |= {
-            "predicted": (f"Prediction {by}, mean over repeats", unit),
-            "predicted_sd": ("Its standard deviation over repeats", unit),
-            "residual": ("Label less prediction", unit),
-            "bias_corrected": (
-                "Prediction without regression to the mean, by a line that was fitted to other "
-                "folds; enters no score",
-                unit,
-            ),
-        }
-        for key, title in titles.items():
-            described[f"predicted_by_{key}"] = (f"Prediction by {title}", unit)
-        return described
-    described["predicted"] = f"Class predicted {by}: its probability over its share in training"
-    described["residual"] = "1 less the probability of the true class"
-    for name in target.classes:
-        described[f"probability_{name}"] = f"Probability of {name} {by}, mean over repeats"
-        for key, title in titles.items():
-            described[f"probability_{name}_by_{key}"] = f"Probability of {name} by {title}"
-    return described
 
 
 def write_applied(applied: Applied, inventory: Inventory, uses: Uses) -> Path:
@@ -404,39 +349,34 @@ def write_applied(applied: Applied, inventory: Inventory, uses: Uses) -> Path:
             there,
             shown,
         )
-    unit = target.units or "n/a"
-    table: dict[str, Any] = unit_columns(applied.units)
-    described: dict[str, str | tuple[str, str]] = {name: _UNIT[name] for name in table}
-    values = applied.predicted[shown]
-    if target.is_regression:
-        table["predicted"] = values
-        described["predicted"] = (f"{target.name}, predicted by {shown}", unit)
-    else:
-        codes = predicted_classes(values, applied.shares[shown]).astype(float)
-        table["predicted"] = _named(target, np.where(codes >= 0, codes, np.nan))
-        described["predicted"] = (
-            f"Class predicted by {shown}: its probability over its share in training"
-        )
-        for index, name in enumerate(target.classes):
-            table[f"probability_{name}"] = values[:, index]
-            described[f"probability_{name}"] = f"Probability of {name} by {shown}"
-    for key, values in applied.predicted.items():
-        if target.is_regression:
-            table[f"predicted_by_{key}"] = values
-            described[f"predicted_by_{key}"] = (f"{target.name}, predicted by {key}", unit)
-            continue
-        for index, name in enumerate(target.classes):
-            table[f"probability_{name}_by_{key}"] = values[:, index]
-            described[f"probability_{name}_by_{key}"] = f"Probability of {name} by {key}"
+    table = unit_columns(applied.units) | _applied_values(applied)
     table |= _rests_on(applied.units, applied.predicted, applied.confounds, inventory, uses)
+    words = _words(target, {key: key for key in applied.predicted})
+    described = columns_of("applied_predictions", table, words, _units(target))
     document = {
         "Description": dataset_products()["applied_predictions"].description,
         "SoftwareVersions": software_versions(),
         **_without_nan(applied.about),
-    } | columns(described | dict(_RESTS_ON))
+    } | _with_candidate(described, shown)
     path = dataset_path(inventory.output_dir, "applied_predictions", target.name)
     publish([OutputFile(path, Table(table), document)], fingerprint(document))
     return path
+
+
+def _applied_values(applied: Applied) -> dict[str, Any]:
+    """Return the columns of what is predicted, by the candidate that is shown and by each."""
+    target, values = applied.target, applied.predicted[applied.shown]
+    if target.is_regression:
+        own = {f"predicted_by_{key}": found for key, found in applied.predicted.items()}
+        return {"predicted": values} | own
+    codes = predicted_classes(values, applied.shares[applied.shown]).astype(float)
+    table: dict[str, Any] = {"predicted": _named(target, np.where(codes >= 0, codes, np.nan))}
+    for index, name in enumerate(target.classes):
+        table[f"probability_{name}"] = values[:, index]
+    for key, found in applied.predicted.items():
+        for index, name in enumerate(target.classes):
+            table[f"probability_{name}_by_{key}"] = found[:, index]
+    return table
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the sidecars say: description, sources, settings, software, columns."""
+"""What the sidecars say: description, sources, columns, settings, software."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bsym_bids import __version__, atlas
 from bsym_bids.jobs import EmbeddingJob, FusionJob, ScanJob
+from bsym_bids.outputs.descriptions import about_table
 from bsym_bids.outputs.names import fusion_products, scan_products
 from bsym_bids.software import OF_ALL, OF_MODELS, OF_SCANS, library_versions
 
@@ -45,7 +46,8 @@ def basic_sidecar(job: EmbeddingJob, key: str, sources: Sequence[str]) -> dict[s
         "Resolution": job.names.resolution and f"of the source, res-{job.names.resolution}",
         "Density": job.names.density and f"of the source, den-{job.names.density}",
     }
-    return document | {name: value for name, value in optional.items() if value}
+    said = {name: value for name, value in optional.items() if value}
+    return document | said | about_table(key)
 
 
 def scan_sidecar(job: ScanJob, key: str, sources: Sequence[str]) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def scan_sidecar(job: ScanJob, key: str, sources: Sequence[str]) -> dict[str, An
         "Atlas": ATLAS,
         "SoftwareVersions": software_versions() | _scan_versions(job),
         "ConnectomeSettings": dict(job.settings.connectome),
-    }
+    } | about_table(key)
 
 
 def fusion_sidecar(job: FusionJob, key: str, sources: Sequence[str]) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def fusion_sidecar(job: FusionJob, key: str, sources: Sequence[str]) -> dict[str
             "StructuralSettings": dict(job.scan.settings.structural),
         }
         | about_model(run.settings.release)
+        | about_table(key)
     )
 
 
@@ -120,22 +123,3 @@ def software_versions() -> dict[str, str]:
 def as_text(versions: Mapping[str, str]) -> str:
     """Return versions as BIDS wants them of images."""
     return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def columns(described: Mapping[str, str | tuple[str, str]]) -> dict[str, dict[str, str]]:
-    """Return descriptions of columns as BIDS has them, from a text or (text, unit) by name."""
-    result = {}
-    for name, text in described.items():
-        if isinstance(text, tuple):
-            result[name] = {"Description": text[0], "Units": text[1]}
-        else:
-            result[name] = {"Description": text}
-    return result
-
-
-#: Columns that tell the ROI of a row.
-ROI_COLUMNS = {
-    "name": "Name of the ROI, as in the atlas table",
-    "network": "One of the seven networks of Yeo et al. 2011, or Subcortex",
-}
-NODE_COLUMN = {"Node": "Name of the ROI of this row; the other columns are the ROIs in that order"}

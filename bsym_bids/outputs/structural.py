@@ -20,32 +20,12 @@ from bsym_bids.model.structural_embedding import (
     StructuralEmbedding,
     expected_streamlines,
 )
+from bsym_bids.outputs.descriptions import column_names, columns_of
 from bsym_bids.outputs.embedding import dimension_columns, embedding_table
 from bsym_bids.outputs.publish import OutputFile, publish
-from bsym_bids.outputs.sidecars import (
-    NODE_COLUMN,
-    ROI_COLUMNS,
-    about_model,
-    columns,
-    fusion_sidecar,
-    scan_sidecar,
-)
+from bsym_bids.outputs.sidecars import about_model, fusion_sidecar, scan_sidecar
 from bsym_bids.outputs.tables import Arrays, Content, Matrix, Table
 
-_EDGE_COLUMNS = {
-    "n_edges": "Pairs of ROIs with an edge",
-    **{
-        f"{population}{way}{score}": f"{name} of hidden edges, {who}, over {pairs}"
-        for population, pairs in (("", "all pairs of ROIs"), ("edges_", "pairs that have an edge"))
-        for way, who in (
-            ("", "by the model"),
-            ("permuted_", "by the model under permuted ROI labels"),
-            ("group_", "by the group average, fitted to the edges that are not hidden"),
-        )
-        for score, name in (("r2", "R2"), ("rho", "Pearson r"), ("mae", "Mean absolute error"))
-    },
-}
-_GATE_COLUMNS = {"gate": "Share of the functional embedding, mean over windows and dimensions"}
 _DEPTH_RULE = (
     "streamline counts are multiplied by DepthFactor, so that their sum lies in the range that the "
     "model was made for (contract.structural_connectivity.streamlines on its card); 1 where it "
@@ -79,7 +59,9 @@ def write_structural(
         "model_input": Matrix(sc, names, rows=names),
         "structural_embedding": embedding_table(embedding.embedding),
         "structural_attention": Matrix(embedding.attention, names, rows=names),
-        "edge_quality": Table({name: [embedding.quality[name]] for name in _EDGE_COLUMNS}),
+        "edge_quality": Table(
+            {name: [embedding.quality[name]] for name in column_names("edge_quality")}
+        ),
     }
     details = _details(job, given, embedding)
     outputs = [
@@ -121,15 +103,14 @@ def _details(
         "Measure": f"{job.settings.convention.measure}, {job.settings.convention.transform}",
         "Directed": False,
         "Weighted": True,
-    } | columns(NODE_COLUMN)
-    width = embedding.embedding.shape[1]
-    sidecars["structural_embedding"] |= columns(ROI_COLUMNS | dimension_columns(width))
+    }
+    dimensions = dimension_columns(embedding.embedding.shape[1])
+    sidecars["structural_embedding"] |= columns_of("structural_embedding", dimensions)
     sidecars["structural_attention"] |= {
         "Measure": "attention of the ROI of the row to that of the column, last layer",
         "Directed": True,
         "Weighted": True,
-    } | columns(NODE_COLUMN)
-    sidecars["edge_quality"] |= columns(_EDGE_COLUMNS)
+    }
     return sidecars
 
 
@@ -155,9 +136,8 @@ def write_fused(job: FusionJob, fused: FusedEmbedding) -> tuple[Path, ...]:
     functional = job.run.names.uri("window_embeddings")
     structural = job.scan.names.uri("structural_embedding")
     details = {key: fusion_sidecar(job, key, [functional, structural]) for key in contents}
-    width = fused.windows.shape[2]
-    details["fused_embedding"] |= columns(ROI_COLUMNS | dimension_columns(width))
-    details["gate"] |= columns(ROI_COLUMNS | _GATE_COLUMNS)
+    dimensions = dimension_columns(fused.windows.shape[2])
+    details["fused_embedding"] |= columns_of("fused_embedding", dimensions)
     outputs = [
         OutputFile(job.names.path(key), content, details[key]) for key, content in contents.items()
     ]

@@ -17,53 +17,16 @@ from bsym_bids.bold.filtering import ORDER
 from bsym_bids.bold.parcellate import Parcellation, drop_low_coverage
 from bsym_bids.bold.quality import run_quality
 from bsym_bids.jobs import RunJob
+from bsym_bids.outputs.descriptions import column_names
 from bsym_bids.outputs.images import Volume
 from bsym_bids.outputs.names import STATISTICS
 from bsym_bids.outputs.publish import OutputFile, publish, read_fingerprint
-from bsym_bids.outputs.sidecars import (
-    NODE_COLUMN,
-    ROI_COLUMNS,
-    as_text,
-    basic_sidecar,
-    columns,
-    software_versions,
-)
+from bsym_bids.outputs.sidecars import as_text, basic_sidecar, software_versions
 from bsym_bids.outputs.tables import Content, Matrix, Table
 
-_COVERAGE_COLUMNS = {
-    **ROI_COLUMNS,
-    "coverage": "Share of the ROI that was measured, 0 to 1",
-    "n_voxels": "Voxels (grayordinates) that the ROI's value is taken from",
-    "n_voxels_expected": "Voxels the ROI would have on this grid in an unlimited field of view",
-    "included": "Whether the ROI has a cleaned series: it reaches the coverage threshold, has a "
-    "value in every frame kept, and varies",
-}
 _SUMMARIES = {
     "mean": "mean over voxels (grayordinates)",
     "pca": "first principal component of voxels (grayordinates), taken before cleaning",
-}
-_CENSORING_COLUMNS: dict[str, str | tuple[str, str]] = {
-    "framewise_displacement": ("Framewise displacement (Power et al. 2012), from fMRIPrep", "mm"),
-    "censored": "Whether the volume was left out of regression, connectivity and scaling",
-}
-_QUALITY_COLUMNS: dict[str, str | tuple[str, str]] = {
-    "n_volumes": "Volumes of the run",
-    "repetition_time": ("Repetition time", "s"),
-    "duration": ("Volumes times repetition time", "s"),
-    "fd_mean": ("Mean framewise displacement", "mm"),
-    "fd_max": ("Largest framewise displacement", "mm"),
-    "n_censored": "Censored volumes",
-    "percent_censored": ("Share of censored volumes", "%"),
-    "n_regressors": "Rank of the nuisance regression",
-    "degrees_of_freedom": "Degrees of freedom left by censoring, regression and filter",
-    "n_rois": "ROIs with a series",
-    "tsnr_median": "Median over ROIs of mean / standard deviation before cleaning",
-    "fc_mean_absolute": "Mean absolute functional connectivity",
-    "fd_dvars_correlation_raw": "Correlation of FD with DVARS over ROIs before cleaning",
-    "fd_dvars_correlation_cleaned": "The same after cleaning",
-    "fd_global_change_correlation_raw": "Correlation of FD with the size of the change of the "
-    "mean over ROIs, before cleaning",
-    "fd_global_change_correlation_cleaned": "The same after cleaning",
 }
 
 
@@ -94,7 +57,7 @@ def write_timeseries(
         "coverage": _coverage_table(parcellation, cleaned),
         "connectivity": Matrix(connectivity, names, rows=names),
         "censoring": _censoring_table(cleaned),
-        "run_quality": Table({name: [quality[name]] for name in _QUALITY_COLUMNS}),
+        "run_quality": Table({name: [quality[name]] for name in column_names("run_quality")}),
     }
     if parcellation.mean_volume is not None and parcellation.affine is not None:
         contents["mean_bold"] = Volume(parcellation.mean_volume, parcellation.affine)
@@ -181,21 +144,19 @@ def _details(
         "ROISummary": _SUMMARIES[parcellation.method],
         "Statistic": STATISTICS[parcellation.method],
     }
-    sidecars["timeseries"] |= timing | source | summary | {"Units": "arbitrary"}
-    sidecars["denoised"] |= timing | cleaning | {"Units": "arbitrary"}
-    sidecars["coverage"] |= columns(_COVERAGE_COLUMNS)
-    sidecars["connectivity"] |= (
-        {"Measure": "Pearson correlation", "Directed": False, "Weighted": True}
-        | cleaning
-        | columns(NODE_COLUMN)
-    )
+    sidecars["timeseries"] |= timing | source | summary
+    sidecars["denoised"] |= timing | cleaning
+    sidecars["connectivity"] |= cleaning | {
+        "Measure": "Pearson correlation",
+        "Directed": False,
+        "Weighted": True,
+    }
     sidecars["mean_bold"] |= {
         "Units": "arbitrary",
         "SkullStripped": False,
         "SoftwareVersions": as_text(software_versions()),
     }
-    sidecars["censoring"] |= timing | columns(_CENSORING_COLUMNS)
-    sidecars["run_quality"] |= columns(_QUALITY_COLUMNS)
+    sidecars["censoring"] |= timing
     return sidecars
 
 

@@ -23,8 +23,8 @@ from bsym_bids.cohort.scaling import (
 )
 from bsym_bids.config import RunConfig
 from bsym_bids.errors import BadDataError, InputMissingError, UsageError
-from bsym_bids.outputs import cohort as written
 from bsym_bids.outputs.cohort import read_cohort_scaling, write_cohort_scaling
+from bsym_bids.outputs.descriptions import column_names
 from bsym_bids.outputs.names import (
     RunNames,
     cohort_products,
@@ -287,7 +287,7 @@ def test_every_file_column_and_key_is_described(tmp_path):
     runs = [written_run(tmp_path, f"{k}", series(k, 20, N).T.astype(float)) for k in range(2)]
     path = write_cohort_scaling(measure_cohort(runs, n_workers=0), tmp_path, "x")
     keys = set(json.loads(sidecar_of(path).read_text())) | set(SETTINGS)
-    names = [path.name, *written._SCALING_COLUMNS, *keys]
+    names = [path.name, *column_names("cohort_scaling"), *keys]
     names += [
         f"desc-{product.desc}_{product.suffix}{product.extension}"
         for product in cohort_products().values()

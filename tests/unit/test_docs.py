@@ -4,15 +4,13 @@ import ast
 import json
 import re
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from bsym_bids import atlas, dwi, outputs
+from bsym_bids import atlas, dwi
 from bsym_bids.bold.cleaning import CleanedRun
 from bsym_bids.bold.nuisance import load_strategy
 from bsym_bids.bold.parcellate import Parcellation
@@ -38,10 +36,11 @@ from bsym_bids.model.structural_embedding import (
     StructuralEmbedding,
 )
 from bsym_bids.model.weights import resolve_release
-from bsym_bids.outputs import connectome, structural
 from bsym_bids.outputs.checks import write_check
 from bsym_bids.outputs.connectome import write_connectome
 from bsym_bids.outputs.dataset import describe_dataset
+from bsym_bids.outputs.descriptions import column_names
+from bsym_bids.outputs.documentation import blocks_of, table_of, with_tables
 from bsym_bids.outputs.embedding import write_embedding
 from bsym_bids.outputs.names import (
     STATISTICS,
@@ -49,8 +48,10 @@ from bsym_bids.outputs.names import (
     TRACTOGRAM_FORMATS,
     RunNames,
     ScanNames,
+    dataset_products,
     fusion_products,
     products,
+    products_of,
     scan_products,
 )
 from bsym_bids.outputs.structural import write_fused, write_structural
@@ -103,7 +104,11 @@ def told_keys():
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """A dataset as the participant level writes it, with made-up numbers and every key."""
-    folder = tmp_path_factory.mktemp("docs")
+    return write_participant_files(tmp_path_factory.mktemp("docs"))
+
+
+def write_participant_files(folder):
+    """Write a dataset into a folder in the given one, with its inputs beside it; return it."""
     inputs = {role: folder / role for role in ("bold", "mask", "confounds")}
     for path in inputs.values():
         path.touch()
@@ -141,6 +146,8 @@ def dataset(tmp_path_factory):
         method="mean",
         n_voxels=voxels,
         n_voxels_expected=voxels,
+        mean_volume=np.ones((2, 2, 2), np.float32),
+        affine=np.eye(4),
     )
     windows = Windows(
         np.zeros((1, N, WINDOW_LENGTH), np.float32),
@@ -193,9 +200,11 @@ def write_scan(job, folder):
     rng = np.random.default_rng(1)
     square, details = rng.random((N, N)), dict.fromkeys(told_keys(), 0)
     nested = "MotionCorrection", "RegistrationQuality", "GradientCheck"
-    details |= {name: dict(details) for name in nested}
+    details |= {name: {**details, "Verdict": "good"} for name in nested}
     image, tracks = folder / "image.nii", folder / "tracks.tck"
+    several = str(folder / "several.nii")
     nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.int16), np.eye(4)), image)
+    nib.save(nib.Nifti1Image(np.ones((2, 2, 2, 5), np.float32), np.eye(4)), several)
     tracks.touch()
     volumes = {"TissueVolumesMl": tissue_volumes(np.ones((1, 1, 1, 5), np.float32), 1.0)}
     counts = np.triu(rng.integers(0, 9, (N, N)), 1)
@@ -212,16 +221,19 @@ def write_scan(job, folder):
         n_assigned=20,
         n_unassigned_ends=0,
         details=details,
+        track_density=np.ones((2, 2, 2), np.uint32),
+        track_density_affine=np.eye(4),
+        track_density_streamlines=10,
     )
     write_connectome(
         job,
-        PreparedDwi(*[str(image)] * 5, details=details),
-        PlacedAnatomy(str(image), details=details | volumes),
+        PreparedDwi(*[str(image)] * 5, details=details, colour_fa=several),
+        PlacedAnatomy(str(image), details=details | volumes, tissue=several),
         FittedModel("dipy", "1", {}, str(image), details=details),
         found,
         tracks,
     )
-    quality = dict.fromkeys(structural._EDGE_COLUMNS, 0.5)
+    quality = dict.fromkeys(column_names("edge_quality"), 0.5)
     given = ConnectomeInput(square.astype(np.float32), np.zeros(N, bool), 20.0, 1.0)
     write_structural(job, given, StructuralEmbedding(rng.random((N, D)), square, quality, 1))
 
@@ -282,25 +294,53 @@ def test_every_product_of_scans_is_described(product, text):
     assert undocumented([name + ending for ending in endings], text) == []
 
 
-def test_every_declared_column_is_described():
-    columns = [
-        column
-        for module in iter_modules(outputs.__path__, f"{outputs.__name__}.")
-        for name, value in vars(import_module(module.name)).items()
-        if name.endswith(("_COLUMN", "_COLUMNS"))
-        for column in value
-    ]
-    assert "framewise_displacement" in columns
-    assert undocumented(columns) == []
+def test_tables_of_files_and_columns_are_those_of_the_patterns():
+    assert with_tables(OUTPUTS) == OUTPUTS, "scripts/make_docs.py brings them up to date"
 
 
-def test_every_column_of_scans_is_described_among_their_files():
-    tables = [
-        *(connectome._ROI_COLUMNS, connectome._SAMPLING_COLUMNS, connectome._SCAN_COLUMNS),
-        structural._EDGE_COLUMNS,
-    ]
-    assert undocumented([column for table in tables for column in table], SCAN) == []
-    assert undocumented(structural._GATE_COLUMNS, BOTH) == []
+def keys_in(text, kind):
+    """Return the keys that blocks of a kind of table name."""
+    found = [block.removeprefix(f"{kind} ") for block in blocks_of(text) if block.startswith(kind)]
+    return [key for names in found for key in names.split(", ")]
+
+
+def files_in(text):
+    """Return the products that tables of files name."""
+    of_groups = [p.key for group in keys_in(text, "groups") for p in products_of(group)]
+    return [*of_groups, *(key for key in keys_in(text, "files") if not key.startswith("under"))]
+
+
+EVERY = {**products(), **scan_products(), **fusion_products(), **dataset_products()}
+
+
+def test_every_product_has_its_row_and_its_table():
+    assert sorted(files_in(OUTPUTS)) == sorted(EVERY)
+    described = keys_in(OUTPUTS, "columns of") + keys_in(OUTPUTS, "cells of")
+    assert sorted(described) == sorted(key for key, product in EVERY.items() if product.columns)
+    assert set(keys_in(OUTPUTS, "arrays of")) == {k for k, p in EVERY.items() if p.arrays}
+
+
+def test_tables_stand_in_their_sections():
+    for text, kind in ((RUN, products()), (SCAN, scan_products()), (BOTH, fusion_products())):
+        assert set(files_in(text)) == set(kind)
+        described = keys_in(text, "columns of") + keys_in(text, "cells of")
+        assert set(described) == {key for key, product in kind.items() if product.columns}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error"),
+    [("rows of coverage", ValueError), ("columns of nothing", KeyError), ("files", ValueError)],
+)
+def test_a_block_that_asks_for_what_there_is_not_is_an_error(wanted, error):
+    with pytest.raises(error):
+        table_of(wanted)
+
+
+def test_the_rest_of_a_page_is_left_alone():
+    page = "before\n<!-- from outputs.yaml: arrays of fused_windows -->\nold\n<!-- end -->\nafter\n"
+    made = with_tables(page)
+    assert made.startswith("before\n<!--") and made.endswith("<!-- end -->\nafter\n")
+    assert "old" not in made and "| `gate` |" in made and with_tables(made) == made
 
 
 def test_every_column_array_and_key_that_is_written_is_described(dataset):

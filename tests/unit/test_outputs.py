@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from bsym_bids.errors import CannotCreateOutputError, OutputIOError
+from bsym_bids.outputs.descriptions import about_table, column_names, columns_of
 from bsym_bids.outputs.names import RunNames, products, sidecar_of
 from bsym_bids.outputs.publish import (
     OutputFile,
@@ -47,6 +48,49 @@ def test_files_that_differ_in_any_entity_get_different_names(tmp_path):
     ]
     stems = {(names(tmp_path, **v).folder, names(tmp_path, **v).stem) for v in variants}
     assert len(stems) == len(variants)
+
+
+def test_columns_are_described_as_bids_has_them():
+    found = columns_of("run_quality")
+    assert list(found) == list(column_names("run_quality"))
+    assert found["repetition_time"] == {
+        "Description": "Repetition time of the source",
+        "Units": "s",
+    }
+    assert found["duration"]["Description"] == "n_volumes times repetition_time"
+    assert found["fd_max"]["Description"].endswith("; n/a when there is no displacement")
+    check = columns_of("scan_quality", ["gradient_check"])["gradient_check"]
+    assert {"none", "off", "not checked"} < set(check["Levels"]) and "Units" not in check
+
+
+def test_columns_of_a_label_follow_the_data():
+    words = {"class": {"a": "a", "a_by": "a_by"}, "candidate": {"fc": "FC", "sc": "SC"}}
+    names = ["probability_a_by_by_fc", "predicted_by_sc", "probability_a", "predicted"]
+    found = columns_of("predictions", names, words, "years")
+    assert list(found) == names
+    assert found[names[0]]["Description"].startswith("Probability of a_by by FC;")
+    assert found["predicted_by_sc"]["Description"].startswith("Prediction by SC;")
+    assert found["predicted_by_sc"]["Units"] == "years"
+    assert found["probability_a"]["Description"].startswith("Probability of a by the candidate")
+    assert "Units" not in columns_of("predictions", ["predicted"])["predicted"]
+
+
+@pytest.mark.parametrize("name", ["dim00", "dimension", "predicted_by_fc", "7Networks_LH_Vis_1"])
+def test_a_column_that_nothing_is_said_of_is_an_error(name):
+    assert list(columns_of("embedding", ["name", "dim000", "dim1000"])) == [
+        "name",
+        "dim000",
+        "dim1000",
+    ]
+    for key in ("embedding", "predictions", "timeseries"):
+        with pytest.raises(KeyError, match=f"{key}: nothing is said of the column {name}"):
+            columns_of(key, [name])
+
+
+def test_cells_have_their_units():
+    assert about_table("meanlength")["Units"] == "mm" and "Node" in about_table("meanlength")
+    assert about_table("denoised") == {"Units": "arbitrary"}
+    assert "Units" not in about_table("count") and about_table("labels") == {}
 
 
 def test_table_reads_back(tmp_path):
