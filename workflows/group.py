@@ -21,17 +21,21 @@ from bsym_bids.workflows.invocation import (
     set_up_console,
     set_up_libraries,
 )
+from bsym_bids.workflows.reports import (
+    GROUP_WORK,
+    run_group_report,
+    write_study_methods,
+    write_study_page,
+)
 
 LOGGER = logging.getLogger("bsym_bids")
-#: Folder in the work folder that the group level keeps what it has read in.
-WORK = "group"
 
 
 def run_group_level(config: RunConfig) -> int:
     """Run the group level and return its exit code.
 
     It reads the outputs of the participant level and the phenotype tables, nothing else, and leaves
-    everything as it is that is there already.
+    everything as it is that is there already. The page of all participants is made by every call.
 
     Parameters
     ----------
@@ -48,6 +52,8 @@ def run_group_level(config: RunConfig) -> int:
     BsymError
         Whatever keeps the level from its work.
     """
+    if config.reports_only:
+        return run_group_report(config)
     config = config.with_absolute_paths()
     set_up_libraries(config.scratch, threads=processes_of(config))
     set_up_console(config.verbose)
@@ -59,14 +65,20 @@ def run_group_level(config: RunConfig) -> int:
         _print_plan(config, inventory)
         return 0
     make_writable(config.output_dir)
-    make_writable(config.scratch / WORK)
+    make_writable(config.scratch / GROUP_WORK)
     with run_log(config) as run_id:
         outcomes: Sequence[Outcome] = ()
         if config.scaling == "cohort":
             _describe(config)
             outcomes = _scale(config, str(inventory.model.get("Name", "")), run_id)
             inventory = _inventory(config)  # with what is there now
-        _answer(config, inventory)
+        if not config.skip_reports:
+            _tell(write_study_page(config))
+        try:
+            _answer(config, inventory)
+        finally:
+            if not config.skip_reports:
+                write_study_methods(config)
     return exit_code(outcomes)
 
 
@@ -112,7 +124,7 @@ def _print_questions(config: RunConfig, inventory: Inventory) -> None:
     """Say what would be predicted of whom; raise what would keep the level from it."""
     from bsym_bids.prediction.study import Study
 
-    study = Study.of(config, inventory, config.scratch / WORK, processes_of(config))
+    study = Study.of(config, inventory, config.scratch / GROUP_WORK, processes_of(config))
     questions = [study.ask(column) for column in config.predict]
     if config.state:
         questions.append(study.ask_states(config.state))
@@ -141,7 +153,7 @@ def _scale(config: RunConfig, model: str, run_id: str) -> Sequence[Outcome]:
         seed=config.seed,
         n_workers=processes_of(config),
         memory_gb=memory_of(config),
-        work_dir=config.scratch / WORK,
+        work_dir=config.scratch / GROUP_WORK,
         say=LOGGER.info,
     )
     print_summary(result.outcomes, config.output_dir)
@@ -155,7 +167,7 @@ def _answer(config: RunConfig, inventory: Inventory) -> None:
     from bsym_bids.prediction.store import FILE_NAME, FeatureStore
     from bsym_bids.prediction.study import Study
 
-    work, n_workers = config.scratch / WORK, processes_of(config)
+    work, n_workers = config.scratch / GROUP_WORK, processes_of(config)
     random = {"n_permutations": config.permutations, "seed": config.seed}
     failures: list[BsymError] = []
     requests: list[Callable[[], Sequence[str | Path]]] = [

@@ -42,6 +42,7 @@ from bsym_bids.workflows.invocation import (
     set_up_console,
     set_up_libraries,
 )
+from bsym_bids.workflows.reports import REPORT, report_call, run_reports_only
 
 if TYPE_CHECKING:
     from bsym_bids.model.weights import Release
@@ -78,6 +79,8 @@ def run_participant_level(config: RunConfig) -> int:
     from bsym_bids.model.fetch import fetch_release, first_use_source
     from bsym_bids.model.weights import default_model_name
 
+    if config.reports_only:
+        return run_reports_only(config)
     config = config.with_absolute_paths()  # the steps work in folders of their own
     set_up_libraries(config.scratch)
     set_up_console(config.verbose)
@@ -126,9 +129,25 @@ def run_participant_level(config: RunConfig) -> int:
         planned = {(label, job.label) for label, runs in todo.items() for job in runs}
         failures = taken | _run_all(todo, config, plugin, threads)
         outcomes = _outcomes(plan, jobs, planned, failures)
+        own = [one for one in outcomes if (one.participant, one.run) not in taken]
+        outcomes += _reported(config, plan, jobs, own, run_id)
         print_summary(outcomes, config.output_dir)  # first: the disk may be what failed
         write_summary(outcomes, config.output_dir / "logs" / f"{run_id}_summary.tsv")
     return exit_code(outcomes)
+
+
+def _reported(
+    config: RunConfig,
+    plan: Plan,
+    jobs: Mapping[str, Sequence[Job]],
+    outcomes: Sequence[Outcome],
+    run_id: str,
+) -> list[Outcome]:
+    """Make the reports; return what failed. The outputs are there, whatever becomes of these."""
+    try:
+        return report_call(config, plan, jobs, outcomes, run_id)
+    except BsymError as error:
+        return [Outcome("n/a", REPORT, "failed", str(error), error.hint, error.exit_code)]
 
 
 def _find_release(name: str, model_dir: Path | None) -> Release | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids import atlas
+from bsym_bids.reports.numbers import plain
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -49,6 +51,24 @@ class Scale:
     high: float
     colours: str
     label: str
+
+    @property
+    def ticks(self) -> list[float]:
+        """Some round values between the ends."""
+        from matplotlib.ticker import MaxNLocator
+
+        found = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3).tick_values(
+            self.low, self.high
+        )
+        pad = 1e-9 * (self.high - self.low)
+        return [float(tick) for tick in found if self.low - pad <= tick <= self.high + pad]
+
+    @property
+    def decimals(self) -> int:
+        """As many as tell the ticks apart."""
+        step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else self.high - self.low
+        decimals = max(0, -math.floor(math.log10(step)))
+        return decimals + (abs(round(step, decimals) - step) > 0.01 * step)  # steps of 2.5
 
     @classmethod
     def around_zero(cls, values: NDArray[np.floating], label: str) -> Scale:
@@ -95,19 +115,16 @@ def draw_brain(figure: Figure, values: NDArray[np.floating], scale: Scale) -> No
 
     table = colour_table(values, scale, colormaps[scale.colours])
     slices = [name for name in views() if name not in _CORTEX]
-    upper, lower, right = (
-        (0, 0.4, 0.9, 0.6),
-        (0, 0.0, 0.9, 0.4),
-        (0.925, 0.12, 0.016, 0.76),
-    )
+    upper, lower, right = (0, 0.4, 0.86, 0.6), (0, 0.0, 0.86, 0.4), (0.88, 0.1, 0.016, 0.76)
     figure.set_layout_engine("none")
     _row(figure, upper, [(name, _TITLES[name]) for name in _CORTEX], table)
     _row(figure, lower, [(name, f"z = {_height(name)} mm") for name in slices], table)
     bar = figure.add_axes(right)
     mapped = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
-    figure.colorbar(mapped, cax=bar, label=scale.label)
+    figure.colorbar(mapped, cax=bar, label=scale.label, ticks=scale.ticks)
+    bar.set_yticks(scale.ticks, [plain(tick, scale.decimals) for tick in scale.ticks])
     if not np.isfinite(values).all():
-        bar.set_title("grey: n/a", fontsize="small", loc="right", pad=8)
+        bar.set_title("grey: n/a", fontsize="small", loc="left", pad=8)
 
 
 def colour_table(

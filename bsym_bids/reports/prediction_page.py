@@ -34,6 +34,7 @@ from bsym_bids.reports.numbers import (
     shortened,
 )
 from bsym_bids.reports.pages import render
+from bsym_bids.reports.parts import Chart, Table
 
 if TYPE_CHECKING:
     from bsym_bids.prediction.cautions import Caution
@@ -56,44 +57,6 @@ _CAUTIONS = {
 #: How labels were shuffled, see `bsym_bids.prediction.folds`.
 #: Scores lie between 0 and 1, or close: these many decimals.
 _SCORE_DECIMALS = 2
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of a page.
-
-    Attributes
-    ----------
-    name : str
-        Different for each table of a page.
-    caption : str
-        What it shows.
-    heads : tuple of str
-        Of the columns; the first is that of the rows' heads.
-    rows : tuple
-        Of each row: its head, what is remarkable about it (or an empty text), and its cells.
-    """
-
-    name: str
-    caption: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, str, tuple[str, ...]], ...]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure of a page.
-
-    Attributes
-    ----------
-    svg : Markup
-        The figure; empty if there is none.
-    caption : str
-        What it shows, or why there is none.
-    """
-
-    svg: Markup
-    caption: str
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CARPET_SIZE, MATRIX_SIZE, CHORD_SIZE = (9.2, 6.4), (5.6, 4.9), (5.6, 5.6)
+CARPET_SIZE, MATRIX_SIZE, CHORD_SIZE = (9.2, 6.4), (5.6, 4.6), (5.0, 5.0)
 _STEPS = 48  # of brightness or colour, so that an image has few colours
 #: Kept of a carpet: more columns than that would be narrower than a dot.
 _MOST_COLUMNS = 500

@@ -193,7 +193,7 @@ def _themed(svg: str, name: str, label: str) -> str:
     pixels = round(float(width[1]) * 96 / 72)
     return (
         f'<svg class="chart" role="img" aria-label="{escape(label)}" {view[0]} '
-        f'style="max-width: {pixels}px; min-width: {round(0.7 * pixels)}px">{body}</svg>'
+        f'style="width: {pixels}px; min-width: {round(0.7 * pixels)}px">{body}</svg>'
     )
 
 

@@ -38,8 +38,12 @@ def run_command(*arguments: object, **options: object) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def participant_level(bids: Path, out: Path, *arguments: object, **options: object) -> Result:
-    return run_command(bids, out, "participant", "--model", "bsym-sim-v1", *arguments, **options)
+def participant_level(
+    bids: Path, out: Path, *arguments: object, reports: bool = False, **options: object
+) -> Result:
+    """Run the participant level, without reports unless they are what a test is about."""
+    arguments = ("--model", "bsym-sim-v1", *arguments, *([] if reports else ["--skip-reports"]))
+    return run_command(bids, out, "participant", *arguments, **options)
 
 
 @pytest.fixture(scope="session")
@@ -69,4 +73,4 @@ def small_model(tmp_path_factory) -> tuple[object, ...]:
 def finished(dataset, small_model, tmp_path_factory) -> tuple[Path, Result]:
     """The outputs of an undisturbed run, not to be changed."""
     out = tmp_path_factory.mktemp("finished") / "out"
-    return out, participant_level(dataset, out, *small_model)
+    return out, participant_level(dataset, out, *small_model, reports=True)

@@ -18,6 +18,8 @@ from bsym_bids.outputs.names import fusion_products, products, scan_products, si
 from bsym_bids.simulation.diffusion import make_phantom, score_connectome
 from bsym_bids.simulation.diffusion_files import write_phantom
 from tests.bids_validation import extended_schema_file, validate
+from tests.dataset_checks import assert_columns_are_described, assert_sources_resolve
+from tests.page_checks import check_page
 
 SUB = "03"  # has a BOLD run too
 DIPY = ("--engine", "dipy", "--preset", "fast", "--participant-label", SUB)
@@ -39,7 +41,9 @@ def bids(dataset, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def by_dipy(bids, tmp_path_factory):
     out = tmp_path_factory.mktemp("dipy") / "out"
-    return out, participant_level(bids, out, *DIPY, "--window-step", "200", "--nprocs", "2")
+    return out, participant_level(
+        bids, out, *DIPY, "--window-step", "200", "--nprocs", "2", reports=True
+    )
 
 
 def matrix(out: Path, desc: str) -> np.ndarray:
@@ -64,8 +68,9 @@ def test_every_product_of_both_modalities_is_there(by_dipy, bids):
     out, result = by_dipy
     assert result.code == 0, result.err
     keys = set(scan_products()) - {"sift2", "tractogram"}
+    of_the_run = set(products()) - {"mean_bold"}  # grayordinates
     data = [path for path in out.glob(f"sub-{SUB}/**/*") if path.suffix in (".tsv", ".npz", ".gz")]
-    assert len(data) == len(keys) + len(products()) + len(fusion_products())
+    assert len(data) == len(keys) + len(of_the_run) + len(fusion_products())
     for path in data:
         assert {"Description", "Sources", "Fingerprint"} <= set(
             json.loads(sidecar_of(path).read_text())
@@ -74,10 +79,35 @@ def test_every_product_of_both_modalities_is_there(by_dipy, bids):
 
 def test_outputs_are_valid_bids(by_dipy, tmp_path):
     out = tmp_path / "out"
-    shutil.copytree(by_dipy[0], out, ignore=shutil.ignore_patterns("work", "logs"))
+    shutil.copytree(by_dipy[0], out, ignore=shutil.ignore_patterns("work", "logs", "*.html"))
     (out / ".bidsignore").unlink()  # nothing is left out of the check
     issues = validate(out, extended_schema_file(tmp_path))
     assert [issue for issue in issues if issue.severity == "error"] == []
+
+
+def test_columns_are_described_and_sources_are_there(by_dipy):
+    assert_columns_are_described(by_dipy[0])
+    assert_sources_resolve(by_dipy[0])
+
+
+def test_the_page_shows_both_modalities(by_dipy):
+    page = check_page(by_dipy[0] / f"sub-{SUB}.html")
+    assert {
+        "Mean b0 image with the borders of the ROIs",
+        "Mean b0 image with brain mask and white matter",
+        "Volume of each ROI in the person's space",
+        "Fractional anisotropy, coloured by direction",
+        "Streamlines through each voxel",
+        "Sampling reliability by the number of streamlines",
+        "Structural connectivity, network by network",
+        "Degree of each ROI on the brain",
+        "Length of the structural embedding of each ROI",
+        "Share of the functional embedding in the fused one",
+        "Functional connectivity, network by network",
+    } <= set(page.labels)
+    for words in ("Registration", "Check of the gradients", "dipy", "preprocessing: none"):
+        assert words in page.said
+    assert "cannot be shown" not in page.said
 
 
 def test_connections_are_recovered_by_dipy(by_dipy, bids):

@@ -19,6 +19,7 @@ from conftest import participant_level, run_command
 from bsym_bids import atlas
 from bsym_bids.outputs.names import products, sidecar_of
 from tests.bids_validation import extended_schema_file, validate
+from tests.dataset_checks import assert_columns_are_described, assert_sources_resolve
 
 FAST = ("--window-step", "200")
 
@@ -36,11 +37,20 @@ def test_every_product_of_every_run_is_there(finished):
     out, result = finished
     assert result.code == 0, result.err
     files = data_files(out)
-    assert len(files) == 2 * len(products())
+    assert len(files) == 2 * len(products()) - 2
+    assert len(list(out.glob("sub-*/**/*_boldref.nii.gz"))) == 1  # grayordinates have none
     for path in files:
         sidecar = json.loads(sidecar_of(path).read_text())
         assert {"Description", "Sources", "Fingerprint", "SoftwareVersions"} <= set(sidecar)
     assert not [p for p in out.rglob("*") if p.name.endswith(".part")]
+
+
+def test_every_column_is_described(finished):
+    assert_columns_are_described(finished[0])
+
+
+def test_every_source_is_there(finished, dataset):
+    assert_sources_resolve(finished[0])
 
 
 def test_tables_have_all_rois_in_atlas_order(finished):

@@ -1,0 +1,215 @@
+"""The page of a participant: whether to trust what was made of their data, at a glance.
+
+It is made from the files of the output dataset alone, so that it can be made again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bsym_bids import __version__
+from bsym_bids.errors import NothingSelectedError
+from bsym_bids.methods import methods_html
+from bsym_bids.methods.facts import facts_of
+from bsym_bids.outputs.names import participant_page
+from bsym_bids.outputs.participant_record import Series, read_record
+from bsym_bids.outputs.publish import write_whole
+from bsym_bids.outputs.reading import WrittenConnectome, find_connectomes, find_runs
+from bsym_bids.outputs.tables import Text
+from bsym_bids.reports.lights import Light, lights_of, overall
+from bsym_bids.reports.measures import SeriesMeasures, measure_participant
+from bsym_bids.reports.pages import render
+from bsym_bids.reports.parts import SeriesSection, plural
+from bsym_bids.reports.run_section import run_section
+from bsym_bids.reports.scan_section import scan_section
+
+#: Series that a page holds in full; of more, matrices and carpets are drawn coarser.
+_FULL = 8
+#: Lines at the end of a crash file that are shown.
+_CRASH_LINES = 25
+_MOST_CRASHES = 10
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The traffic lights of a series.
+
+    Attributes
+    ----------
+    title : str
+        What the series is called.
+    anchor : str
+        Of its section; empty where it has none.
+    kind : str
+        ``BOLD run`` or ``Diffusion scan``.
+    overall : Light
+        The worst of them.
+    lights : tuple of Light
+        One for each thing that is judged.
+    problems : tuple of str
+        What could not be read.
+    """
+
+    title: str
+    anchor: str
+    kind: str
+    overall: Light
+    lights: tuple[Light, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Crash:
+    """What Nipype wrote about a failed step.
+
+    Attributes
+    ----------
+    path : str
+        Of the file, relative to the page.
+    tail : str
+        Its last lines.
+    """
+
+    path: str
+    tail: str
+
+
+def write_participant_page(output_dir: Path, label: str) -> Path:
+    """Make the page of a participant anew.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the output dataset.
+    label : str
+        Of the participant, without ``sub-``.
+
+    Returns
+    -------
+    Path
+        ``sub-<label>.html``.
+
+    Raises
+    ------
+    NothingSelectedError
+        There is nothing of this participant, neither outputs nor a record.
+    """
+    path = participant_page(output_dir, label)
+    write_whole(path, Text(render_participant(output_dir, label)))
+    return path
+
+
+def render_participant(output_dir: Path, label: str) -> str:
+    """Return the page of a participant; raises as `write_participant_page`."""
+    record = read_record(output_dir, label)
+    unread: list[str] = []
+    sections = _sections(output_dir, label, unread)
+    if not sections and not record.series:
+        raise NothingSelectedError(
+            f"{output_dir}: holds nothing of sub-{label}",
+            hint="process the participant first, and see the summary under logs/",
+        )
+    judged = _judged(measure_participant(output_dir, label), sections)
+    failed = [one for one in record.series if one.status in ("failed", "not run")]
+    return render(
+        "participant.html.j2",
+        label=label,
+        verdict=_verdict(judged, failed),
+        worst=overall([light for one in judged for light in one.lights]) if judged else None,
+        judged=judged,
+        record=record,
+        found=[one for one in record.series if one.files],
+        failed=failed,
+        unread=unread,
+        sections=sections,
+        crashes=_crashes(output_dir, label),
+        files=_files(output_dir, label),
+        methods=methods_html(facts_of(output_dir, [label])),
+        version=record.version or __version__,
+    )
+
+
+def _sections(output_dir: Path, label: str, unread: list[str]) -> list[SeriesSection]:
+    """Return a section for each series that was written, and say what could not be read."""
+    runs = find_runs(output_dir, unread, label)
+    scans = _one_per_scan(find_connectomes(output_dir, label))
+    finest = -(-(len(runs) + len(scans)) // _FULL) or 1
+    sections = [
+        run_section(output_dir, run, f"bold-{index + 1}", finest) for index, run in enumerate(runs)
+    ]
+    return sections + [
+        scan_section(output_dir, scan, f"dwi-{index + 1}", finest)
+        for index, scan in enumerate(scans)
+    ]
+
+
+def _one_per_scan(connectomes: Sequence[WrittenConnectome]) -> list[WrittenConnectome]:
+    """Return the counts of each scan: other measures are of the same connectome."""
+    return [connectome for connectome in connectomes if connectome.measure == "count"]
+
+
+def _judged(measured: Sequence[SeriesMeasures], sections: Sequence[SeriesSection]) -> list[Judged]:
+    anchors = {section.title: section.name for section in sections}
+    judged = []
+    for series in measured:
+        lights = tuple(lights_of(series))
+        judged.append(
+            Judged(
+                series.series,
+                anchors.get(series.series, ""),
+                "BOLD run" if series.modality == "bold" else "Diffusion scan",
+                overall(lights),
+                lights,
+                series.problems,
+            )
+        )
+    return judged
+
+
+def _verdict(judged: Sequence[Judged], failed: Sequence[Series]) -> list[str]:
+    """Say in words what the lights say."""
+    said = []
+    for colour, (one, more) in _SAID.items():
+        count = sum(each.overall.colour == colour for each in judged)
+        if count:
+            of = "The series" if len(judged) == 1 else f"{count} of {len(judged)} series"
+            said.append(f"{of} {one if count == 1 else more}.")
+    if failed:
+        said.append(f"{plural(len(failed), 'thing')} could not be done, see what failed.")
+    return said or ["Nothing could be judged."]
+
+
+_SAID: Mapping[str, tuple[str, str]] = {
+    "red": ("should not be used as it is", "should not be used as they are"),
+    "amber": ("needs a look before it is used", "need a look before they are used"),
+    "green": ("has nothing against it", "have nothing against them"),
+    "grey": ("could not be judged", "could not be judged"),
+}
+
+
+def _crashes(output_dir: Path, label: str) -> list[Crash]:
+    """Return the newest crash files of the participant."""
+    folder = output_dir / "logs" / f"sub-{label}"
+    files = sorted(folder.glob("crash-*.txt"), key=lambda path: path.name, reverse=True)
+    crashes = []
+    for path in files[:_MOST_CRASHES]:
+        try:
+            lines = path.read_text("utf-8", errors="replace").rstrip().splitlines()
+        except OSError as error:
+            lines = [f"cannot be read: {error}"]
+        tail = "\n".join(lines[-_CRASH_LINES:])
+        crashes.append(Crash(path.relative_to(output_dir).as_posix(), tail))
+    return crashes
+
+
+def _files(output_dir: Path, label: str) -> list[str]:
+    """Return the data files of the participant, relative to the page."""
+    folder = output_dir / f"sub-{label}"
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(output_dir).as_posix()
+        for path in files
+        if path.suffix != ".json" and not path.name.startswith(".")
+    )
