@@ -80,7 +80,7 @@ def run_demo(out: Path, seed: int = 0, nprocs: int | None = None) -> int:
     call += ["--model", MODEL, "--preset", "fast"]
     call += ["--nprocs", str(nprocs)] if nprocs is not None else []
     print(f"bsym-demo: bsym-bids {' '.join(call)}", flush=True)
-    code = bsym_bids(call)
+    code = bsym_bids(call) or bsym_bids([*call[:2], "group", "--reports-only"])
     if code != 0:
         return code
     print_comparison(out)
@@ -153,10 +153,15 @@ def connectome_files(output_dir: Path) -> dict[str, list[Path]]:
 
 def print_where_to_look(out: Path, seconds: float) -> None:
     """Print the files that are worth opening first."""
+    from bsym_bids.outputs.names import participant_page, study_page
+
     outputs = out / "outputs"
     folder = outputs / "sub-01"
     print(f"bsym-demo: done in {seconds:.0f} s. Where to look:")
     print(f"  {outputs / 'README.md'}: what this dataset is")
+    print(f"  {study_page(outputs)}: all participants, and whether to use them")
+    print(f"  {participant_page(outputs, '01')}: the report of one")
+    print(f"  {outputs / 'logs' / 'CITATION.md'}: the methods, in words")
     for pattern, meaning in (
         ("*_stat-mean_timeseries.tsv", "time series of 450 ROIs"),
         ("*_stat-pearsoncorrelation_relmat.tsv", "functional connectivity"),

@@ -18,7 +18,7 @@ from bsym_bids.outputs.participant_record import Series, read_record
 from bsym_bids.outputs.publish import write_whole
 from bsym_bids.outputs.reading import WrittenConnectome, find_connectomes, find_runs
 from bsym_bids.outputs.tables import Text
-from bsym_bids.reports.lights import Light, lights_of, overall
+from bsym_bids.reports.lights import MODEL, Light, lights_of, overall
 from bsym_bids.reports.measures import SeriesMeasures, measure_participant
 from bsym_bids.reports.pages import render
 from bsym_bids.reports.parts import SeriesSection, plural
@@ -44,8 +44,9 @@ class Judged:
         Of its section; empty where it has none.
     kind : str
         ``BOLD run`` or ``Diffusion scan``.
-    overall : Light
-        The worst of them.
+    data, model : Light
+        The worst of those that concern all that comes of the series, and of those that concern
+        what comes from the model; the latter only where there are some.
     lights : tuple of Light
         One for each thing that is judged.
     problems : tuple of str
@@ -55,7 +56,8 @@ class Judged:
     title: str
     anchor: str
     kind: str
-    overall: Light
+    data: Light
+    model: Light | None
     lights: tuple[Light, ...]
     problems: tuple[str, ...]
 
@@ -117,7 +119,6 @@ def render_participant(output_dir: Path, label: str) -> str:
         "participant.html.j2",
         label=label,
         verdict=_verdict(judged, failed),
-        worst=overall([light for one in judged for light in one.lights]) if judged else None,
         judged=judged,
         record=record,
         found=[one for one in record.series if one.files],
@@ -160,7 +161,8 @@ def _judged(measured: Sequence[SeriesMeasures], sections: Sequence[SeriesSection
                 series.series,
                 anchors.get(series.series, ""),
                 "BOLD run" if series.modality == "bold" else "Diffusion scan",
-                overall(lights),
+                overall(light for light in lights if light.concerns != MODEL),
+                overall(lights, MODEL) if any(x.concerns == MODEL for x in lights) else None,
                 lights,
                 series.problems,
             )
@@ -169,23 +171,26 @@ def _judged(measured: Sequence[SeriesMeasures], sections: Sequence[SeriesSection
 
 
 def _verdict(judged: Sequence[Judged], failed: Sequence[Series]) -> list[str]:
-    """Say in words what the lights say."""
+    """Say in words what the lights say: of the data, then of what comes from the model."""
     said = []
-    for colour, (one, more) in _SAID.items():
-        count = sum(each.overall.colour == colour for each in judged)
-        if count:
-            of = "The series" if len(judged) == 1 else f"{count} of {len(judged)} series"
-            said.append(f"{of} {one if count == 1 else more}.")
+    for about, lights in (
+        ("data", [one.data for one in judged]),
+        ("what comes from the model", [one.model for one in judged if one.model]),
+    ):
+        for colour, ending in _SAID.items():
+            count = sum(light.colour == colour for light in lights)
+            if count:
+                said.append(f"{count} of {len(lights)} series: {about} {ending}.")
     if failed:
         said.append(f"{plural(len(failed), 'thing')} could not be done, see what failed.")
     return said or ["Nothing could be judged."]
 
 
-_SAID: Mapping[str, tuple[str, str]] = {
-    "red": ("should not be used as it is", "should not be used as they are"),
-    "amber": ("needs a look before it is used", "need a look before they are used"),
-    "green": ("has nothing against it", "have nothing against them"),
-    "grey": ("could not be judged", "could not be judged"),
+_SAID: Mapping[str, str] = {
+    "red": "should not be used as they stand",
+    "amber": "to be looked at before use",
+    "green": "good, nothing was found",
+    "grey": "could not be judged",
 }
 
 

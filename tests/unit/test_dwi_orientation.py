@@ -169,7 +169,7 @@ def test_tensors_are_those_of_dipy(scan):
         scan.gradients.bvals, bvecs=voxel_directions(scan.gradients, scan.affine)
     )
     reference = TensorModel(table, fit_method="WLS").fit(scan.data, mask=scan.mask)
-    directions, anisotropy = orientation._principal_directions(
+    directions, anisotropy = orientation.principal_directions(
         scan.prepared(), scan.gradients, scan.affine, scan.mask, 2
     )
     positive = scan.mask & (reference.evals > 1e-5).all(axis=-1)

@@ -23,10 +23,9 @@ from bsym_bids.reports.group_page import (
     common_lights,
     describe_columns,
     lists_of,
-    read_outcomes,
-    rows_of,
     write_group_page,
 )
+from bsym_bids.reports.group_rows import read_outcomes, rows_of
 from bsym_bids.reports.lights import AMBER, DATA, GREEN, GREY, MODEL, RED, WORDS, rules
 from bsym_bids.reports.measures import measure_all, measures
 from bsym_bids.reports.pages import FOLDER
