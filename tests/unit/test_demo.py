@@ -18,14 +18,14 @@ from bsym_bids.inputs import plan_inputs
 @pytest.fixture
 def stubs(monkeypatch):
     """Make no dataset and run nothing, but keep what was asked for."""
-    given = {"code": 0}
+    given = {"code": 0, "calls": []}
 
     def make(out, seed, scans):
         given["seed"], given["scans"] = seed, scans
         (out / "sourcedata" / "simulation").mkdir(parents=True)
 
     def run(argv):
-        given["call"] = argv
+        given["calls"].append(argv)
         return given["code"]
 
     monkeypatch.setattr(dataset, "make_demo_dataset", make)
@@ -36,9 +36,10 @@ def stubs(monkeypatch):
 def test_runs_the_participant_level_on_what_it_made(tmp_path, stubs, capsys):
     out = tmp_path / "new"
     assert main([str(out)]) == 0
-    assert stubs["call"] == [
-        *(str(out / name) for name in ("bids", "outputs")),
-        *("participant", "--model", "bsym-sim-v1", "--preset", "fast"),
+    folders = [str(out / name) for name in ("bids", "outputs")]
+    assert stubs["calls"] == [
+        [*folders, "participant", "--model", "bsym-sim-v1", "--preset", "fast"],
+        [*folders, "group", "--reports-only"],
     ]
     assert stubs["seed"] == 0 and stubs["scans"] == ("01", "04")
     assert str(out / "outputs" / "README.md") in capsys.readouterr().out
@@ -47,7 +48,7 @@ def test_runs_the_participant_level_on_what_it_made(tmp_path, stubs, capsys):
 def test_options_are_passed_on(tmp_path, stubs):
     assert main([str(tmp_path), "--seed", "7", "--nprocs", "3"]) == 0
     assert stubs["seed"] == 7
-    assert stubs["call"][-2:] == ["--nprocs", "3"]
+    assert stubs["calls"][0][-2:] == ["--nprocs", "3"]
 
 
 def test_failed_run_gives_its_exit_code_and_no_results(tmp_path, stubs, capsys):

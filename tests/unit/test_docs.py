@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,6 +58,7 @@ from bsym_bids.outputs.names import (
 )
 from bsym_bids.outputs.structural import write_fused, write_structural
 from bsym_bids.outputs.timeseries import write_timeseries
+from bsym_bids.reports.documentation import with_lights
 from bsym_bids.summary import Outcome, write_summary
 
 ROOT = Path(__file__).parents[2]
@@ -355,6 +358,28 @@ def test_every_column_array_and_key_that_is_written_is_described(dataset):
         names += set(keys_of(json.loads(path.read_text("utf-8")))) - set(atlas.roi_names())
     assert {"Warning", "masks", "Density", "StoppedBy", "SubcorticalGrey"} <= set(names)
     assert undocumented(names) == ["fmriprep"]  # a link of this dataset
+
+
+def test_limits_of_lights_are_those_of_the_rules():
+    page = (ROOT / "docs" / "reports.md").read_text("utf-8")
+    assert page == with_lights(page)
+    for modality in ("bold", "dwi"):
+        assert f"<!-- from lights.yaml: {modality} -->" in page
+    assert page.count("| `fd_mean` |") == 2
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    program = Path(sys.executable).with_name("mkdocs")
+    done = subprocess.run(
+        [program, "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    built = {path.stem for path in (tmp_path / "site").glob("*.html")} - {"404", "search"}
+    assert built == {path.stem for path in (ROOT / "docs").glob("*.md")}
 
 
 def test_every_key_of_a_preset_is_described():

@@ -1,0 +1,108 @@
+"""What is on record of a participant: found, skipped, done, failed, and what later calls leave."""
+
+import json
+
+import pytest
+
+from bsym_bids.errors import InputMissingError
+from bsym_bids.inputs.records import (
+    BoldRun,
+    Derivatives,
+    DwiImage,
+    DwiScan,
+    Participant,
+    Plan,
+    Skipped,
+)
+from bsym_bids.outputs.participant_record import (
+    ParticipantRecord,
+    Series,
+    read_record,
+    record_of,
+    record_path,
+    recorded_participants,
+    write_record,
+)
+from bsym_bids.summary import Outcome
+
+
+@pytest.fixture
+def plan(tmp_path):
+    prep = Derivatives("fmriprep", tmp_path / "bids" / "derivatives" / "fmriprep")
+    raw = Derivatives("raw", tmp_path / "bids")
+    folder = prep.root / "sub-01" / "func"
+    run = BoldRun(
+        {"sub": "01", "task": "rest"},
+        "fsLR",
+        folder / "bold.dtseries.nii",
+        prep,
+        confounds=folder / "confounds.tsv",
+    )
+    series = raw.root / "sub-01" / "dwi"
+    image = DwiImage(series / "a.nii.gz", series / "a.bval", series / "a.bvec")
+    scan = DwiScan({"sub": "01"}, (image,), raw)
+    problem = InputMissingError(f"{folder}/x.tsv: no such file", hint=f"look into {folder}/y")
+    person = Participant("01", (run,), (problem,), (scan,))
+    skipped = (
+        Skipped(folder / "sub-01_space-T1w_bold.nii.gz", "in space T1w"),
+        Skipped(prep.root / "sub-011" / "func" / "sub-011_bold.nii.gz", "of someone else"),
+    )
+    return Plan(tmp_path / "bids", (prep,), (person,), skipped)
+
+
+def outcomes_of(plan, run="done", scan="failed"):
+    (person,) = plan.participants
+    return [
+        Outcome("01", "n/a", "failed", str(person.problems[0]), person.problems[0].hint, 66),
+        Outcome("01", person.bold_runs[0].label, run),
+        Outcome("01", person.dwi_scans[0].label, scan, f"{plan.bids_dir}/sub-01/dwi/a.nii.gz: bad"),
+    ]
+
+
+def test_everything_is_on_record_by_names_of_datasets(plan, tmp_path):
+    record = record_of(plan, plan.participants[0], outcomes_of(plan), "call", tmp_path / "out")
+    write_record(tmp_path / "out", record)
+    text = record_path(tmp_path / "out", "01").read_text()
+    assert str(tmp_path) not in text
+    back = read_record(tmp_path / "out", "01")
+    problem, run, scan = back.series
+    assert problem.reason == "fmriprep:sub-01/func/x.tsv: no such file"
+    assert problem.hint == "look into fmriprep:sub-01/func/y"
+    assert (run.kind, run.status) == ("bold", "done")
+    assert run.files == {
+        "series": "fmriprep:sub-01/func/bold.dtseries.nii",
+        "confounds": "fmriprep:sub-01/func/confounds.tsv",
+    }
+    assert (scan.kind, scan.status) == ("dwi", "failed")
+    assert scan.reason.endswith(":sub-01/dwi/a.nii.gz: bad") and len(scan.route) == 4
+    assert back.skipped == (("fmriprep:sub-01/func/sub-01_space-T1w_bold.nii.gz", "in space T1w"),)
+    assert recorded_participants(tmp_path / "out") == ["01"]
+
+
+def test_a_call_for_a_part_leaves_the_others_on_record(tmp_path):
+    first = ParticipantRecord(
+        "01",
+        series=(Series("sub-01_dwi", "dwi", "done"), Series("n/a", "", "failed", "gone since")),
+    )
+    write_record(tmp_path, first)
+    write_record(tmp_path, ParticipantRecord("01", series=(Series("sub-01_a", "bold", "done"),)))
+    found = read_record(tmp_path, "01")
+    assert [one.label for one in found.series] == ["sub-01_a", "sub-01_dwi"]
+    again = ParticipantRecord("01", series=(Series("sub-01_dwi", "dwi", "failed", "why"),))
+    write_record(tmp_path, again)
+    assert [one.status for one in read_record(tmp_path, "01").series] == ["done", "failed"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"series": [{"label": 1}]}', "null"])
+def test_a_damaged_record_is_as_none(tmp_path, text):
+    path = record_path(tmp_path, "01")
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert read_record(tmp_path, "01").series == ()
+    write_record(tmp_path, ParticipantRecord("01", series=(Series("a", "bold", "done"),)))
+    assert json.loads(path.read_text())["series"][0]["label"] == "a"
+
+
+def test_there_may_be_no_record(tmp_path):
+    assert read_record(tmp_path, "01").series == ()
+    assert recorded_participants(tmp_path) == []
