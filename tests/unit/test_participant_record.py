@@ -65,7 +65,7 @@ def test_everything_is_on_record_by_names_of_datasets(plan, tmp_path):
     text = record_path(tmp_path / "out", "01").read_text()
     assert str(tmp_path) not in text
     back = read_record(tmp_path / "out", "01")
-    problem, run, scan = back.series
+    problem, scan, run = back.series  # by label
     assert problem.reason == "fmriprep:sub-01/func/x.tsv: no such file"
     assert problem.hint == "look into fmriprep:sub-01/func/y"
     assert (run.kind, run.status) == ("bold", "done")
