@@ -95,39 +95,34 @@ MEASURES: Mapping[str, Measure] = {
         by_pair=True,
     ),
 }
-#: Columns of the tables of contrasts.
-COLUMNS: Mapping[str, str | tuple[str, str]] = {
-    "measure": "what is compared: "
-    + "; ".join(f"{name}, {measure.description}" for name, measure in MEASURES.items()),
-    "name": "the ROI, network or pair of networks",
-    "network": "network of the ROI",
-    "n_pairs": "people with both states who have it",
-    "mean_a": "mean over people in the first state, over what was measured in both",
-    "mean_b": "mean over people in the second state",
-    "difference": "mean difference, first state minus second",
-    "ci_low": "lower bound of its 95 % interval by Student's t, not corrected",
-    "ci_high": "upper bound of it",
-    "t": "paired t",
-    "d_z": "effect size: mean difference by the standard deviation of differences",
-    "p_uncorrected": "two-sided p by flipping signs of people, for this row alone; n/a for what is "
-    "not tested, and without permutations",
-    "p_corrected": "the same corrected for all rows by the largest statistic (family-wise)",
-    "direction": "which state has more, where p_corrected is below 0.05",
-}
-#: Columns of the table of changes of the mean embedding.
-SHIFT_COLUMNS: Mapping[str, str | tuple[str, str]] = {
-    "measure": "embedding: size of the change of the ROI's mean embedding",
-    "name": "the ROI",
-    "network": "network of the ROI",
-    "n_pairs": "people with both states who have it",
-    "size": "length of the mean over people of the difference of embeddings, first state minus "
-    "second; no unit",
-    "relative_size": "its square by what signs flipped at random give on average: 1 where there is "
-    "no common change, n_pairs where everyone changes alike",
-    "p_uncorrected": "p of a size as large by flipping signs of people, for this row alone; n/a "
-    "for what is not tested, and without permutations",
-    "p_corrected": "the same corrected for all rows by the largest relative_size (family-wise)",
-}
+#: Columns of the tables of contrasts, which are described in data/outputs.yaml.
+COLUMNS = (
+    "measure",
+    "name",
+    "network",
+    "n_pairs",
+    "mean_a",
+    "mean_b",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "t",
+    "d_z",
+    "p_uncorrected",
+    "p_corrected",
+    "direction",
+)
+#: Columns of the table of changes of the mean embedding, which are described in data/outputs.yaml.
+SHIFT_COLUMNS = (
+    "measure",
+    "name",
+    "network",
+    "n_pairs",
+    "size",
+    "relative_size",
+    "p_uncorrected",
+    "p_corrected",
+)
 
 
 @dataclass(frozen=True)

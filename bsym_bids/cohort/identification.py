@@ -37,29 +37,26 @@ KINDS: Mapping[str, str] = {
 _OF_RUNS = ("run", "dir", "acq", "ce")
 _TIE = 1e-12  # similarities that differ by less are equal
 _NO_VARIATION = 1e-13  # share of a scan's sum of squares below which nothing is left of it
-#: Columns of the table of comparisons.
-COLUMNS: Mapping[str, str | tuple[str, str]] = {
-    "comparison": "what the two scans of a person differ in: "
-    + "; ".join(f"{kind}, {text}" for kind, text in KINDS.items()),
-    "pair": "the two sets of scans",
-    "cohort_mean": "whether the mean over people was removed from the features before: removed or "
-    "kept",
-    "n_people": "people with a scan in both sets",
-    "n_candidates": "scans among which the right one is looked for",
-    "n_features": "features that all scans have; no other counts",
-    "identified": "share of scans whose most similar candidate is of the same person, 0 to 1, mean "
-    "of both directions; a tie is a miss",
-    "chance": "the same of guessing: 1 by the number of candidates",
-    "ci_low": "lower bound of the 95 % interval of identified (Clopper-Pearson, people as trials)",
-    "ci_high": "upper bound of it",
-    "p": "permutation p-value: people of one set exchanged",
-    "n_permutations": "permutations that it rests on",
-    "first_to_second": "identified, when scans of the second set are the candidates",
-    "second_to_first": "identified, when scans of the first set are the candidates",
-    "similarity_self": "mean correlation of two scans of a person",
-    "similarity_other": "mean correlation of two scans of different people, one of each set",
-    "i_diff": "differential identifiability: their difference (Amico & Goñi 2018 multiply by 100)",
-}
+#: Columns of the table of comparisons, which are described in data/outputs.yaml.
+COLUMNS = (
+    "comparison",
+    "pair",
+    "cohort_mean",
+    "n_people",
+    "n_candidates",
+    "n_features",
+    "identified",
+    "chance",
+    "ci_low",
+    "ci_high",
+    "p",
+    "n_permutations",
+    "first_to_second",
+    "second_to_first",
+    "similarity_self",
+    "similarity_other",
+    "i_diff",
+)
 
 
 @dataclass(frozen=True)

@@ -28,17 +28,16 @@ LOGGER = logging.getLogger("bsym_bids")
 #: People whose runs are looked at: a few seconds each, and the spread over them says enough.
 MOST_PEOPLE = 20
 
-#: Columns of the table.
-COLUMNS: Mapping[str, str | tuple[str, str]] = {
-    "what": "what networks are told apart by, and its controls",
-    "n_people": "people, each with one run",
-    "accuracy": "share of ROIs whose network (seven, and subcortex) is told right, mean over five "
-    "folds of ROIs, then over people",
-    "accuracy_sd": "standard deviation of it over people; n/a for one person",
-    "left_to_right": "the same of the right hemisphere, by the left one",
-    "left_to_right_sd": "standard deviation of it over people; n/a for one person",
-    "chance": "share of the largest network: what always naming it is worth",
-}
+#: Columns of the table, which are described in data/outputs.yaml.
+COLUMNS = (
+    "what",
+    "n_people",
+    "accuracy",
+    "accuracy_sd",
+    "left_to_right",
+    "left_to_right_sd",
+    "chance",
+)
 
 
 @dataclass(frozen=True)

@@ -26,19 +26,16 @@ if TYPE_CHECKING:
 #: Columns of features that are worked on at a time.
 BLOCK = 1024
 _ROUNDING = 1e-12  # of the largest value squared: a smaller mean square is none
-#: Columns of the table by network.
-COLUMNS: Mapping[str, str | tuple[str, str]] = {
-    "network": "network of the ROI, for edges that of either end, so that edges between two "
-    "networks count in both; all, every feature",
-    "n_features": "features that have a reliability",
-    "icc_mean": "mean of ICC(1,1) over features; 1 is the largest, values below 0 are possible and "
-    "stand for none",
-    "icc_median": "their median",
-    "icc_q25": "their first quartile",
-    "icc_q75": "their third quartile",
-    "icc_pooled": "sum over features of the variance between people, by the sum of all variance: "
-    "one number for all features, in which those of large variance count more",
-}
+#: Columns of the table by network, which are described in data/outputs.yaml.
+COLUMNS = (
+    "network",
+    "n_features",
+    "icc_mean",
+    "icc_median",
+    "icc_q25",
+    "icc_q75",
+    "icc_pooled",
+)
 
 
 @dataclass(frozen=True, eq=False)
