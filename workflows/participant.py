@@ -25,6 +25,8 @@ from bsym_bids.jobs import (
 )
 from bsym_bids.outputs.claims import Claims
 from bsym_bids.outputs.dataset import (
+    OF_ROIS,
+    OF_SCANS,
     WORK_ROOT,
     check_apart,
     check_location,
@@ -264,7 +266,8 @@ def _prepare_folders(config: RunConfig, plan: Plan, jobs: Sequence[Job]) -> None
     missing = sorted((_missing_bytes(work, job) for job in scans), reverse=True)
     needed += sum(missing[: processes_of(config)])
     check_space(work, needed)
-    describe_dataset(output, {dataset.name: dataset.root for dataset in plan.datasets})
+    links = {dataset.name: dataset.root for dataset in plan.datasets}
+    describe_dataset(output, links, OF_ROIS if runs else OF_SCANS if scans else ())
 
 
 def _missing_bytes(work: Path, job: ScanJob) -> int:

@@ -148,6 +148,8 @@ def report_call(
     stale = []
     for participant in plan.participants:
         own = [one for one in outcomes if one.participant == participant.label]
+        if not own:  # another process works on all of it, and makes the page
+            continue
         record = record_of(plan, participant, own, call, config.output_dir)
         write_record(config.output_dir, record)
         page = participant_page(config.output_dir, participant.label)

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ NAME = "bsym-bids"
 WORK_ROOT = "bsym"
 #: Suffixes of tables with a column for each ROI.
 OF_ROIS = ("timeseries", "relmat")
+#: Those that diffusion scans have.
+OF_SCANS = ("relmat",)
 BIDS_VERSION = "1.11.1"
 # Folders have no trailing slash, or the validator walks into them. The names below are proposals
 # (BEP012, BEP017, BEP038) or ours; `data/bids_schema` has a schema that knows them.
@@ -161,7 +163,9 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def describe_dataset(output_dir: Path, links: Mapping[str, Path]) -> None:
+def describe_dataset(
+    output_dir: Path, links: Mapping[str, Path], of_rois: Iterable[str] = ()
+) -> None:
     """Write what every output dataset has: description, README, ignore list, atlas.
 
     Files that would not change are left as they are. Safe to call from several processes: the
@@ -173,6 +177,9 @@ def describe_dataset(output_dir: Path, links: Mapping[str, Path]) -> None:
         Root of the output dataset.
     links : mapping of str to Path
         Input datasets by the name that BIDS URIs in the sidecars use.
+    of_rois : iterable of str
+        Suffixes of tables with a column for each ROI that there will be, of `OF_ROIS`: BIDS wants
+        no description of what is not there.
     """
     from filelock import FileLock
 
@@ -192,7 +199,7 @@ def describe_dataset(output_dir: Path, links: Mapping[str, Path]) -> None:
         for source in atlas.table_path(), atlas.description_path():
             _copy(source, output_dir / source.name)
             _copy(source.with_suffix(".json"), output_dir / source.with_suffix(".json").name)
-        for suffix in OF_ROIS:
+        for suffix in of_rois:
             described = output_dir / f"atlas-{atlas.LABEL}_scale-{atlas.SCALE}_{suffix}.json"
             if _read_json(described) != describe_rois():
                 write_whole(described, Json(describe_rois()))

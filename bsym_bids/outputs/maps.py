@@ -16,6 +16,7 @@ from bsym_bids.cohort.contrast import Contrast, ContrastMap, EmbeddingShift
 from bsym_bids.cohort.identification import Identification
 from bsym_bids.cohort.recovery import CohortRecovery
 from bsym_bids.model.weights import Release
+from bsym_bids.outputs.dataset import describe_rois
 from bsym_bids.outputs.descriptions import columns_of
 from bsym_bids.outputs.names import dataset_path, dataset_products
 from bsym_bids.outputs.publish import OutputFile, explained, fingerprint, publish
@@ -73,6 +74,7 @@ def write_group_mean(
     path = dataset_path(output_dir, "group_mean", kind)
     names = atlas.roi_names()
     document = _document("group_mean", settings) | {"Atlas": ATLAS} | columns_of("group_mean")
+    document |= describe_rois()
     document |= {"Directed": False, "Weighted": True, "Features": kind}
     publish([OutputFile(path, Matrix(mean, names, rows=names), document)], fingerprint(document))
     return path

@@ -25,7 +25,7 @@ from bsym_bids.bold.cleaning import CleanedRun
 from bsym_bids.bold.quality import run_quality
 from bsym_bids.errors import UsageError
 from bsym_bids.jobs import RunJob, ScanJob
-from bsym_bids.outputs.dataset import BIDS_VERSION, describe_dataset, make_writable
+from bsym_bids.outputs.dataset import BIDS_VERSION, OF_ROIS, describe_dataset, make_writable
 from bsym_bids.outputs.embedding import dimension_columns
 from bsym_bids.outputs.publish import OutputFile, publish, write_whole
 from bsym_bids.outputs.tables import NOT_AVAILABLE, Content, Json, Table
@@ -241,7 +241,7 @@ def write_outputs(
         )
     make_writable(output_dir)
     fmriprep = bids_dir / "derivatives" / "fmriprep"
-    describe_dataset(output_dir, {"fmriprep": fmriprep, "raw": bids_dir})
+    describe_dataset(output_dir, {"fmriprep": fmriprep, "raw": bids_dir}, OF_ROIS)
     writer = _Writer(cohort, bids_dir, output_dir, layout)
     with threadpool_limits(1):
         for row, label in enumerate(cohort.participants):

@@ -9,7 +9,7 @@ import numpy as np
 
 from bsym_bids import __version__, atlas
 from bsym_bids.errors import CannotCreateOutputError, UsageError
-from bsym_bids.outputs.dataset import describe_dataset, make_writable
+from bsym_bids.outputs.dataset import OF_ROIS, describe_dataset, make_writable
 from bsym_bids.outputs.names import RunNames, sidecar_of
 from bsym_bids.outputs.publish import write_whole
 from bsym_bids.outputs.tables import Json, Matrix, Table
@@ -65,7 +65,7 @@ def simulate_dataset(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CannotCreateOutputError(f"{out}: is not an empty folder", hint="name a new folder")
     make_writable(out)
-    describe_dataset(out, {})
+    describe_dataset(out, {}, OF_ROIS)
     labels, ages = [], []
     for number in range(first, first + n_participants):
         rng = np.random.default_rng([seed, number])

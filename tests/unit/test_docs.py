@@ -40,7 +40,7 @@ from bsym_bids.model.structural_embedding import (
 from bsym_bids.model.weights import resolve_release
 from bsym_bids.outputs.checks import write_check
 from bsym_bids.outputs.connectome import write_connectome
-from bsym_bids.outputs.dataset import describe_dataset
+from bsym_bids.outputs.dataset import OF_ROIS, describe_dataset
 from bsym_bids.outputs.descriptions import column_names
 from bsym_bids.outputs.documentation import blocks_of, table_of, with_tables
 from bsym_bids.outputs.embedding import write_embedding
@@ -172,7 +172,7 @@ def write_participant_files(folder):
     )
     quality = ReconstructionQuality(*rng.random((12, N)), windows=(0,), n_folds=7, threads=1)
 
-    describe_dataset(config.output_dir, {"fmriprep": folder})
+    describe_dataset(config.output_dir, {"fmriprep": folder}, OF_ROIS)
     write_timeseries(job, parcellation, cleaned)
     write_embedding(job, cleaned, windows, embedding, quality)
     scan = a_scan(folder, config, settings.release)
