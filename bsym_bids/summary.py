@@ -85,6 +85,17 @@ def print_summary(
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     participants = len({outcome.participant for outcome in outcomes})
     print(f"{participants} participant(s), {len(outcomes)} run(s): {said}", file=stream)
+    print_failures(outcomes, stream)
+    domains = Counter(outcome.model_domain for outcome in outcomes if outcome.model_domain)
+    if domains:
+        said = ", ".join(f"{count} {domain}" for domain, count in domains.most_common())
+        print(f"does the model know these data? {said} (ModelDomain in the sidecars)", file=stream)
+    print(f"outputs: {output_dir}", file=stream)
+
+
+def print_failures(outcomes: Sequence[Outcome], stream: TextIO | None = None) -> None:
+    """Print what failed and why."""
+    stream = stream or sys.stderr
     for outcome in outcomes:
         if outcome.status in ("failed", "not run"):
             where = f"sub-{outcome.participant}"
@@ -93,11 +104,6 @@ def print_summary(
             print(f"  {where}: {outcome.status}: {outcome.reason}", file=stream)
             if outcome.hint:
                 print(f"    hint: {outcome.hint}", file=stream)
-    domains = Counter(outcome.model_domain for outcome in outcomes if outcome.model_domain)
-    if domains:
-        said = ", ".join(f"{count} {domain}" for domain, count in domains.most_common())
-        print(f"does the model know these data? {said} (ModelDomain in the sidecars)", file=stream)
-    print(f"outputs: {output_dir}", file=stream)
 
 
 def print_plan(

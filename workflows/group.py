@@ -13,7 +13,7 @@ from bsym_bids.errors import BsymError, InputMissingError, NothingSelectedError
 from bsym_bids.inputs import Selection
 from bsym_bids.outputs.dataset import check_location, describe_dataset, make_writable
 from bsym_bids.prediction.inventory import Inventory, take_inventory
-from bsym_bids.summary import Outcome, exit_code, print_summary, write_summary
+from bsym_bids.summary import Outcome, exit_code, print_failures, print_summary, write_summary
 from bsym_bids.workflows.invocation import (
     memory_of,
     processes_of,
@@ -23,9 +23,9 @@ from bsym_bids.workflows.invocation import (
 )
 from bsym_bids.workflows.reports import (
     GROUP_WORK,
+    report_study,
+    rewrite_study_methods,
     run_group_report,
-    write_study_methods,
-    write_study_page,
 )
 
 LOGGER = logging.getLogger("bsym_bids")
@@ -60,26 +60,27 @@ def run_group_level(config: RunConfig) -> int:
     check_location(config.bids_dir, config.output_dir, config.scratch)
     if not config.bids_dir.is_dir():
         raise InputMissingError(f"{config.bids_dir}: no such folder")
-    inventory = _inventory(config)
     if config.dry_run:
-        _print_plan(config, inventory)
+        _print_plan(config, _inventory(config))
         return 0
+    _check_there(config)
     make_writable(config.output_dir)
     make_writable(config.scratch / GROUP_WORK)
     with run_log(config) as run_id:
+        # Of a cohort in which everything failed, too, and whatever becomes of what is asked for.
+        failed = [] if config.skip_reports else report_study(config)
+        inventory = _inventory(config)
         outcomes: Sequence[Outcome] = ()
         if config.scaling == "cohort":
             _describe(config)
             outcomes = _scale(config, str(inventory.model.get("Name", "")), run_id)
             inventory = _inventory(config)  # with what is there now
-        if not config.skip_reports:
-            _tell(write_study_page(config))
         try:
             _answer(config, inventory)
         finally:
-            if not config.skip_reports:
-                write_study_methods(config)
-    return exit_code(outcomes)
+            failed += [] if config.skip_reports else rewrite_study_methods(config)
+            print_failures(failed)
+    return exit_code([*outcomes, *failed])
 
 
 def _describe(config: RunConfig) -> None:
@@ -87,14 +88,20 @@ def _describe(config: RunConfig) -> None:
     describe_dataset(config.output_dir, {"raw": config.bids_dir})
 
 
-def _inventory(config: RunConfig) -> Inventory:
-    """Return what the participant level has written."""
+def _check_there(config: RunConfig) -> None:
     if not config.output_dir.is_dir():
         raise InputMissingError(
             f"{config.output_dir}: no such folder",
-            hint=f"process the participants first: bsym-bids {config.bids_dir} "
-            f"{config.output_dir} participant",
+            hint=(
+                f"process the participants first: bsym-bids {config.bids_dir} "
+                f"{config.output_dir} participant"
+            ),
         )
+
+
+def _inventory(config: RunConfig) -> Inventory:
+    """Return what the participant level has written."""
+    _check_there(config)
     scaled = config.scaling == "cohort" and not config.dry_run
     inventory = take_inventory(config.output_dir, Selection.of(config), cohort_scaled=scaled)
     if not inventory.records:

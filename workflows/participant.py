@@ -36,7 +36,14 @@ from bsym_bids.outputs.dataset import (
 )
 from bsym_bids.outputs.publish import explained
 from bsym_bids.progress import Progress
-from bsym_bids.summary import Outcome, exit_code, print_plan, print_summary, write_summary
+from bsym_bids.summary import (
+    Outcome,
+    exit_code,
+    print_failures,
+    print_plan,
+    print_summary,
+    write_summary,
+)
 from bsym_bids.workflows.invocation import (
     memory_of,
     processes_of,
@@ -44,7 +51,7 @@ from bsym_bids.workflows.invocation import (
     set_up_console,
     set_up_libraries,
 )
-from bsym_bids.workflows.reports import REPORT, report_call, run_reports_only
+from bsym_bids.workflows.reports import report_call, run_reports_only
 
 if TYPE_CHECKING:
     from bsym_bids.model.weights import Release
@@ -131,25 +138,13 @@ def run_participant_level(config: RunConfig) -> int:
         planned = {(label, job.label) for label, runs in todo.items() for job in runs}
         failures = taken | _run_all(todo, config, plugin, threads)
         outcomes = _outcomes(plan, jobs, planned, failures)
-        own = [one for one in outcomes if (one.participant, one.run) not in taken]
-        outcomes += _reported(config, plan, jobs, own, run_id)
         print_summary(outcomes, config.output_dir)  # first: the disk may be what failed
         write_summary(outcomes, config.output_dir / "logs" / f"{run_id}_summary.tsv")
+        own = [one for one in outcomes if (one.participant, one.run) not in taken]
+        failed = report_call(config, plan, jobs, own, run_id)
+        print_failures(failed)
+        outcomes += failed
     return exit_code(outcomes)
-
-
-def _reported(
-    config: RunConfig,
-    plan: Plan,
-    jobs: Mapping[str, Sequence[Job]],
-    outcomes: Sequence[Outcome],
-    run_id: str,
-) -> list[Outcome]:
-    """Make the reports; return what failed. The outputs are there, whatever becomes of these."""
-    try:
-        return report_call(config, plan, jobs, outcomes, run_id)
-    except BsymError as error:
-        return [Outcome("n/a", REPORT, "failed", str(error), error.hint, error.exit_code)]
 
 
 def _find_release(name: str, model_dir: Path | None) -> Release | None:
@@ -175,9 +170,11 @@ def _scan_settings(
         return plan, ScanSettings.of(config, release)
     except InputMissingError as error:  # the engine: time series can be had without it
         participants = tuple(
-            replace(person, dwi_scans=(), problems=(*person.problems, error))
-            if person.dwi_scans
-            else person
+            (
+                replace(person, dwi_scans=(), problems=(*person.problems, error))
+                if person.dwi_scans
+                else person
+            )
             for person in plan.participants
         )
         return replace(plan, participants=participants), None

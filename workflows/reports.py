@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bsym_bids.config import RunConfig
-from bsym_bids.errors import BsymError, InputMissingError, NothingSelectedError
+from bsym_bids.config import MODALITIES, RunConfig
+from bsym_bids.errors import BsymError, InputMissingError, NothingSelectedError, explain_machine
 from bsym_bids.outputs.dataset import check_location, make_writable
 from bsym_bids.outputs.names import participant_page, sidecar_of, study_page
-from bsym_bids.outputs.participant_record import record_of, recorded_participants, write_record
-from bsym_bids.summary import Outcome, exit_code, print_summary
+from bsym_bids.outputs.participant_record import (
+    record_of,
+    record_path,
+    recorded_participants,
+    write_record,
+)
+from bsym_bids.outputs.tables import NOT_AVAILABLE
+from bsym_bids.summary import Outcome, exit_code, print_failures
 from bsym_bids.workflows.invocation import (
     memory_of,
     processes_of,
@@ -23,7 +30,7 @@ from bsym_bids.workflows.invocation import (
 )
 
 if TYPE_CHECKING:
-    from bsym_bids.inputs import Plan
+    from bsym_bids.inputs import Participant, Plan
     from bsym_bids.jobs import Job
 
 LOGGER = logging.getLogger("bsym_bids")
@@ -43,28 +50,44 @@ def run_group_report(config: RunConfig) -> int:
         There are no outputs, or the folder cannot be written.
     """
     config = _prepared(config)
+    if not _known_participants(config.output_dir):
+        raise NothingSelectedError(
+            f"{config.output_dir}: holds no outputs of any participant",
+            hint="process the participants first, or name their output folder",
+        )
     if config.dry_run:
         print(study_page(config.output_dir))
         return 0
     with run_log(config):
-        for path in write_study_page(config):
-            print(path)
-        write_study_methods(config)
-    return 0
+        failed = report_study(config) + _write_methods(config, None)
+        print_failures(failed)
+    return exit_code(failed)
 
 
-def write_study_page(config: RunConfig) -> Sequence[Path]:
-    """Make the page of all participants and its table; return their paths."""
+def report_study(config: RunConfig) -> list[Outcome]:
+    """Make the page of all participants and its table; return what failed."""
     from bsym_bids.reports.group_page import write_group_page
 
-    return write_group_page(config.output_dir, config.scratch / GROUP_WORK)
+    if not _known_participants(config.output_dir):
+        return []
+
+    def write() -> None:
+        for path in write_group_page(config.output_dir, config.scratch / GROUP_WORK):
+            print(path)
+
+    return _guarded(NOT_AVAILABLE, "page of all participants", write)
 
 
-def write_study_methods(config: RunConfig) -> None:
-    """Make the text of methods anew, from all outputs."""
-    from bsym_bids.methods import rewrite_methods
+def rewrite_study_methods(config: RunConfig) -> list[Outcome]:
+    """Make the text of methods anew, from all outputs; return what failed."""
+    return _write_methods(config, None)
 
-    rewrite_methods(config.output_dir)
+
+def _known_participants(output_dir: Path) -> list[str]:
+    """Return everyone who has outputs or is on record, sorted."""
+    from bsym_bids.reports.measures import find_participants
+
+    return sorted({*find_participants(output_dir), *recorded_participants(output_dir)})
 
 
 def _prepared(config: RunConfig) -> RunConfig:
@@ -91,12 +114,11 @@ def run_reports_only(config: RunConfig) -> int:
     BsymError
         There are no outputs, or the folder cannot be written.
     """
-    from bsym_bids.methods import rewrite_methods
-    from bsym_bids.reports.measures import find_participants
-
     config = _prepared(config)
-    known = {*find_participants(config.output_dir), *recorded_participants(config.output_dir)}
-    there = sorted(known)
+    there = _known_participants(config.output_dir)
+    for label in config.participant_label:
+        if label not in there:
+            LOGGER.warning("sub-%s: there are no outputs of it", label)
     labels = [one for one in there if one in (config.participant_label or there)]
     if not labels:
         raise NothingSelectedError(
@@ -110,10 +132,11 @@ def run_reports_only(config: RunConfig) -> int:
     with run_log(config):
         outcomes = [Outcome(label, REPORT, "done") for label in labels]
         failed = write_pages(config, labels)
-        with_methods = _with_methods(partial(rewrite_methods, config.output_dir))
         outcomes = [failed.get(outcome.participant, outcome) for outcome in outcomes]
-        print_summary([*outcomes, *with_methods], config.output_dir)
-    return exit_code([*outcomes, *with_methods])
+        outcomes += _write_methods(config, None)
+        print(f"{len(labels) - len(failed)} of {len(labels)} report(s) made", file=sys.stderr)
+        print_failures(outcomes)
+    return exit_code(outcomes)
 
 
 def report_call(
@@ -143,37 +166,79 @@ def report_call(
     list of Outcome
         One for each page that could not be made.
     """
-    from bsym_bids.methods import write_methods
-
-    stale = []
+    stale, failed = [], []
     for participant in plan.participants:
         own = [one for one in outcomes if one.participant == participant.label]
         if not own:  # another process works on all of it, and makes the page
             continue
-        record = record_of(plan, participant, own, call, config.output_dir)
-        write_record(config.output_dir, record)
-        page = participant_page(config.output_dir, participant.label)
-        is_new = any(one.status != "unchanged" for one in own)
-        if is_new or not _is_current(page, jobs[participant.label]):
-            stale.append(participant.label)
-    if config.skip_reports:
-        return []
-    failed = write_pages(config, stale)
-    if not stale:
-        return []
-    return [*failed.values(), *_with_methods(partial(write_methods, config.output_dir, stale))]
-
-
-def _is_current(page: Path, jobs: Sequence[Job]) -> bool:
-    """Tell whether a page is there and no older than the outputs that it shows."""
-    try:
-        made = page.stat().st_mtime_ns
-        return all(
-            sidecar_of(path).stat().st_mtime_ns <= made
-            for job in jobs
-            for group in job.fingerprints
-            for path in job.names.group_paths(group)
+        failed += _guarded(
+            participant.label,
+            "record",
+            partial(_keep_record, config, plan, participant, own, call),
         )
+        page = participant_page(config.output_dir, participant.label)
+        record = record_path(config.output_dir, participant.label)
+        if not _is_current(page, record, jobs[participant.label]):
+            stale.append(participant.label)
+    if config.skip_reports or not stale:
+        return failed
+    failed += write_pages(config, stale).values()
+    return failed + _write_methods(config, stale)
+
+
+def _keep_record(
+    config: RunConfig,
+    plan: Plan,
+    participant: Participant,
+    outcomes: Sequence[Outcome],
+    call: str,
+) -> None:
+    record = record_of(plan, participant, outcomes, call, config.output_dir)
+    write_record(config.output_dir, record, is_whole=not _is_partial(config))
+
+
+def _is_partial(config: RunConfig) -> bool:
+    """Tell whether a call looks at a part of what there is of a participant."""
+    chosen = config.session_label, config.task_id, config.run_id, config.bids_filter_file
+    return any(chosen) or set(config.modalities) != set(MODALITIES)
+
+
+def _write_methods(config: RunConfig, labels: Sequence[str] | None) -> list[Outcome]:
+    """Write the text of methods after some participants, or anew; return what failed."""
+    from bsym_bids.methods import rewrite_methods, write_methods
+
+    if labels is None:
+        write: Callable[[], object] = partial(rewrite_methods, config.output_dir)
+    else:
+        write = partial(write_methods, config.output_dir, labels)
+    return _guarded(NOT_AVAILABLE, "methods text", write)
+
+
+def _guarded(participant: str, what: str, write: Callable[[], object]) -> list[Outcome]:
+    """Do something that must not stop anything else; return what failed."""
+    try:
+        write()
+    except Exception as error:
+        known = error if isinstance(error, BsymError) else explain_machine(error, "bsym-bids")
+        if known is None:
+            LOGGER.error("a fault of the program", exc_info=error)
+            known = BsymError(f"a fault of the program: {type(error).__name__}: {error}")
+        return [Outcome(participant, what, "failed", str(known), known.hint, known.exit_code)]
+    return []
+
+
+def _is_current(page: Path, record: Path, jobs: Sequence[Job]) -> bool:
+    """Tell whether a page was begun after the record and the outputs that it shows were there."""
+    finished = [
+        sidecar_of(path)
+        for job in jobs
+        for group in job.fingerprints
+        if group not in job.to_do
+        for path in job.names.group_paths(group)
+    ]
+    try:
+        begun = page.stat().st_mtime_ns
+        return all(path.stat().st_mtime_ns <= begun for path in (record, *finished))
     except OSError:
         return False
 
@@ -194,12 +259,3 @@ def write_pages(config: RunConfig, labels: Sequence[str]) -> dict[str, Outcome]:
         else:
             LOGGER.info("%s", result)
     return failed
-
-
-def _with_methods(write: partial[object]) -> list[Outcome]:
-    """Write the text of methods; return what failed."""
-    try:
-        write()
-    except BsymError as error:
-        return [Outcome("n/a", "methods text", "failed", str(error), error.hint, error.exit_code)]
-    return []

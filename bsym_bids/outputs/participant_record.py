@@ -13,16 +13,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from bsym_bids import __version__
-from bsym_bids.outputs.publish import write_whole
-from bsym_bids.outputs.tables import Json
+from bsym_bids.outputs.publish import explained, write_whole
+from bsym_bids.outputs.tables import NOT_AVAILABLE, Json
 
 if TYPE_CHECKING:
     from bsym_bids.inputs import Participant, Plan
     from bsym_bids.summary import Outcome
 
 LOGGER = logging.getLogger("bsym_bids")
-_NO_SERIES = "n/a"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Series:
     kind : str
         ``bold``, ``dwi`` or ``both``; empty for a problem without a series.
     status : str
-        As in `bsym_bids.summary.Outcome`.
+        ``done``, ``failed`` or ``not run``.
     reason, hint : str
         Why it failed, and what to do.
     files : mapping of str to str
@@ -109,21 +110,47 @@ def read_record(output_dir: Path, label: str) -> ParticipantRecord:
     return ParticipantRecord(label, version="")
 
 
-def write_record(output_dir: Path, record: ParticipantRecord) -> Path:
-    """Write the record of a participant, with what an earlier one has of other series.
+def write_record(output_dir: Path, record: ParticipantRecord, is_whole: bool = False) -> Path:
+    """Write the record of a participant; what says the same already is left as it is.
 
-    Problems that belong to no series are those of the last call.
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the output dataset.
+    record : ParticipantRecord
+        What a call found.
+    is_whole : bool
+        Whether it looked at all that there is of the participant: what it did not find is gone.
+        Otherwise series, problems and skipped files of earlier calls stay, but for what this call
+        says of them, and for files of series that are on record.
     """
-    new = {one.label for one in record.series}
-    kept = [
-        one
-        for one in read_record(output_dir, record.label).series
-        if one.label not in new and one.label != _NO_SERIES
-    ]
-    series = sorted([*kept, *record.series], key=lambda one: one.label)
     path = record_path(output_dir, record.label)
-    write_whole(path, Json(asdict(replace(record, series=tuple(series)))))
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(".record.lock")
+    with explained(lock), FileLock(lock):
+        before = read_record(output_dir, record.label)
+        after = record if is_whole else _together(before, record)
+        series = tuple(sorted(after.series, key=lambda one: (one.label, one.reason)))
+        after = replace(after, series=series)
+        if replace(before, call=after.call) != after:
+            write_whole(path, Json(asdict(after)))
     return path
+
+
+def _together(before: ParticipantRecord, now: ParticipantRecord) -> ParticipantRecord:
+    """Put what an earlier call found beside what this one did."""
+    said = {_name(one) for one in now.series}
+    series = (*(one for one in before.series if _name(one) not in said), *now.series)
+    used = {file for one in series for file in one.files.values()}
+    paths = {path for path, _ in now.skipped}
+    skipped = (*(one for one in before.skipped if one[0] not in paths), *now.skipped)
+    return replace(now, series=series, skipped=tuple(s for s in skipped if s[0] not in used))
+
+
+def _name(series: Series) -> tuple[str, str]:
+    """Return what tells a series from others; problems without one, by what they say."""
+    return series.label, series.reason if series.label == NOT_AVAILABLE else ""
 
 
 def record_of(
@@ -154,13 +181,13 @@ def record_of(
     series = []
     for outcome in outcomes:
         kind, files, route = found.get(
-            outcome.run, ("both" if "with" in outcome.run else "", {}, ())
+            outcome.run, ("both" if " with " in outcome.run else "", {}, ())
         )
         series.append(
             Series(
                 outcome.run,
                 kind,
-                outcome.status,
+                "done" if outcome.status == "unchanged" else outcome.status,
                 _without_roots(outcome.reason, roots),
                 _without_roots(outcome.hint, roots),
                 {role: _without_roots(str(path), roots) for role, path in files.items()},

@@ -9,11 +9,14 @@ files that count as not done.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import secrets
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from bsym_bids.errors import DEVICE_ERRORS, CannotCreateOutputError, OutputIOErr
 from bsym_bids.outputs.names import sidecar_of
 from bsym_bids.outputs.tables import Content, Json
 
+_OLD = 3600.0  # seconds after which nobody writes a part any more
 FINGERPRINT_KEY = "Fingerprint"
 
 
@@ -133,10 +137,24 @@ def _remove_parts(data_files: Iterable[Path]) -> None:
 
 
 def write_whole(path: Path, content: Content) -> None:
-    """Write one file aside and rename it into place."""
+    """Write one file aside and rename it into place; several processes may write the same."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(*_write_aside(path, content))
+        _remove_old_parts(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+        try:
+            content.write(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _remove_old_parts(path: Path) -> None:
+    """Remove what killed processes were writing of a file."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > _OLD:
+                part.unlink()
 
 
 def _part(path: Path) -> Path:

@@ -174,7 +174,8 @@ def overall(lights: Iterable[Light], concerns: str = "") -> Light:
     Returns
     -------
     Light
-        Grey where nothing could be judged. Its reason names the lights of the worst colour.
+        Grey where nothing could be judged, or less than half of it and nothing is bad. Its reason
+        names the lights of the worst colour.
     """
     own = [light for light in lights if not concerns or light.concerns == concerns]
     judged = [light for light in own if light.colour != GREY]
@@ -183,6 +184,8 @@ def overall(lights: Iterable[Light], concerns: str = "") -> Light:
     if not judged:
         return Light(GREY, "Overall", left.strip() or "Nothing could be judged.", concerns)
     colour = worst(light.colour for light in judged)
+    if colour == GREEN and len(judged) < len(own) / 2:
+        return Light(GREY, "Overall", f"Most could not be judged.{left}", concerns)
     if colour == GREEN:
         return Light(GREEN, "Overall", f"Nothing was found.{left}", concerns)
     said = " ".join(light.reason for light in judged if light.colour == colour)

@@ -5,9 +5,17 @@ It is made from the files of the output dataset alone, so that it can be made ag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from markupsafe import escape
 
 from bsym_bids import __version__
 from bsym_bids.errors import NothingSelectedError
@@ -15,7 +23,7 @@ from bsym_bids.methods import methods_html
 from bsym_bids.methods.facts import facts_of
 from bsym_bids.outputs.names import participant_page
 from bsym_bids.outputs.participant_record import Series, read_record
-from bsym_bids.outputs.publish import write_whole
+from bsym_bids.outputs.publish import explained, write_whole
 from bsym_bids.outputs.reading import WrittenConnectome, find_connectomes, find_runs
 from bsym_bids.outputs.tables import Text
 from bsym_bids.reports.lights import MODEL, Light, lights_of, overall
@@ -25,7 +33,8 @@ from bsym_bids.reports.parts import SeriesSection, plural
 from bsym_bids.reports.run_section import run_section
 from bsym_bids.reports.scan_section import scan_section
 
-#: Series that a page holds in full; of more, matrices and carpets are drawn coarser.
+LOGGER = logging.getLogger("bsym_bids")
+#: Series that a page holds in full; of more, all images are drawn coarser.
 _FULL = 8
 #: Lines at the end of a crash file that are shown.
 _CRASH_LINES = 25
@@ -98,8 +107,11 @@ def write_participant_page(output_dir: Path, label: str) -> Path:
     NothingSelectedError
         There is nothing of this participant, neither outputs nor a record.
     """
-    path = participant_page(output_dir, label)
+    path, begun = participant_page(output_dir, label), time.time_ns()
     write_whole(path, Text(render_participant(output_dir, label)))
+    # As of when it was begun: what is written meanwhile is not on it.
+    with explained(path):
+        os.utime(path, ns=(begun, begun))
     return path
 
 
@@ -108,14 +120,16 @@ def render_participant(output_dir: Path, label: str) -> str:
     record = read_record(output_dir, label)
     unread: list[str] = []
     sections = _sections(output_dir, label, unread)
-    if not sections and not record.series:
+    measured = measure_participant(output_dir, label)
+    if not (sections or measured or record.series or unread):
         raise NothingSelectedError(
             f"{output_dir}: holds nothing of sub-{label}",
             hint="process the participant first, and see the summary under logs/",
         )
-    judged = _judged(measure_participant(output_dir, label), sections)
+    unread += _without_section(measured, sections)
+    judged = _judged(measured, sections)
     failed = [one for one in record.series if one.status in ("failed", "not run")]
-    return render(
+    page = render(
         "participant.html.j2",
         label=label,
         verdict=_verdict(judged, failed),
@@ -129,20 +143,51 @@ def render_participant(output_dir: Path, label: str) -> str:
         files=_files(output_dir, label),
         methods=methods_html(facts_of(output_dir, [label])),
         version=record.version or __version__,
+        warnings=list(dict.fromkeys(said for one in sections for said in one.warnings)),
+        is_on_record=bool(record.version),
     )
+    # Messages name files by their place on this machine, which is nobody's business.
+    return page.replace(f"{escape(str(output_dir))}/", "")
 
 
 def _sections(output_dir: Path, label: str, unread: list[str]) -> list[SeriesSection]:
     """Return a section for each series that was written, and say what could not be read."""
     runs = find_runs(output_dir, unread, label)
     scans = _one_per_scan(find_connectomes(output_dir, label))
-    finest = -(-(len(runs) + len(scans)) // _FULL) or 1
-    sections = [
-        run_section(output_dir, run, f"bold-{index + 1}", finest) for index, run in enumerate(runs)
+    coarseness = max(1, math.ceil(math.sqrt((len(runs) + len(scans)) / _FULL)))
+    makers = [
+        *(partial(run_section, output_dir, run, f"bold-{i + 1}") for i, run in enumerate(runs)),
+        *(partial(scan_section, output_dir, scan, f"dwi-{i + 1}") for i, scan in enumerate(scans)),
     ]
-    return sections + [
-        scan_section(output_dir, scan, f"dwi-{index + 1}", finest)
-        for index, scan in enumerate(scans)
+    return [
+        _section_or_reason(make, one.label, coarseness)
+        for make, one in zip(makers, (*runs, *scans), strict=True)
+    ]
+
+
+def _section_or_reason(
+    make: Callable[[int], SeriesSection], title: str, coarseness: int
+) -> SeriesSection:
+    """Make a section; of data that nobody thought of, say what is wrong: others can be shown."""
+    try:
+        return make(coarseness)
+    except Exception as error:
+        LOGGER.warning("%s cannot be shown", title, exc_info=error)
+        said = f"This series cannot be shown. {type(error).__name__}: {error}"
+        name = "broken-" + re.sub(r"[^\w-]", "-", title)
+        return SeriesSection(name, title, "Series", (), (said,), (), ())
+
+
+def _without_section(
+    measured: Sequence[SeriesMeasures], sections: Sequence[SeriesSection]
+) -> list[str]:
+    """Say of which series there is too little left to show it."""
+    shown = {section.title for section in sections}
+    return [
+        f"{one.series}: its {'denoised series' if one.modality == 'bold' else 'connectome'} is not "
+        "there, or has no sidecar: process it again"
+        for one in measured
+        if one.series not in shown
     ]
 
 

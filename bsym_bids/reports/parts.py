@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -109,6 +110,7 @@ class SeriesSection:
     notes: tuple[str, ...]
 
 
+LOGGER = logging.getLogger("bsym_bids")
 _PIXELS_PER_INCH, _NARROWEST = 96, 480
 
 
@@ -119,10 +121,13 @@ class Figures:
     ----------
     prefix : str
         Of the names.
+    coarseness : int
+        Of images: one row and column of so many is kept, for pages with many of them.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, coarseness: int = 1) -> None:
         self._prefix = prefix
+        self._coarseness = coarseness
         self._count = 0
 
     def chart(
@@ -148,10 +153,16 @@ class Figures:
         self._count += 1
         name = f"{self._prefix}-{self._count}"
         try:
-            svg = Markup(inline_svg(draw, size, name=name, label=label))
+            svg = Markup(
+                inline_svg(draw, size, name=name, label=label, coarseness=self._coarseness)
+            )
             return Chart(svg, caption, max(_NARROWEST, round(size[0] * _PIXELS_PER_INCH)))
         except (BsymError, OSError) as error:
             return Chart(Markup(""), f"{label}: cannot be shown. {error}")
+        except Exception as error:  # of data that nobody thought of: the others can be shown
+            LOGGER.warning("%s cannot be shown", label, exc_info=error)
+            said = f"{label}: cannot be shown. {type(error).__name__}: {error}"
+            return Chart(Markup(""), said)
 
 
 def plural(count: int, one: str, more: str = "") -> str:

@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids.reports import networks
-from bsym_bids.reports.style import COLOURS, GRID, INK, LINES, MARKERS, MUTED
+from bsym_bids.reports.style import (
+    COLOURS,
+    DARK_MARK,
+    GRID,
+    INK,
+    LIGHT_MARK,
+    LINES,
+    MARKERS,
+    MUTED,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +31,8 @@ _STEPS = 48  # of brightness or colour, so that an image has few colours
 _MOST_COLUMNS = 500
 #: Standard deviations at which a carpet is black or white.
 _CARPET_LIMIT = 2.5
+#: Of volumes without values in a carpet: vermillion, half transparent.
+_CENSORED = (0.835, 0.369, 0.0, 0.6)
 #: Arcs of a chord diagram: more could not be told apart.
 CHORDS = 60
 
@@ -51,7 +62,6 @@ def draw_carpet(
     cleaned: NDArray[np.float64],
     motion: Motion,
     repetition_time: float,
-    finest: int = 1,
 ) -> None:
     """Draw motion, the change from frame to frame, and the series of all ROIs, as grey values.
 
@@ -65,15 +75,13 @@ def draw_carpet(
         Displacement and censored frames.
     repetition_time : float
         In seconds.
-    finest : int
-        ROIs that share a row.
     """
     minutes = np.arange(len(raw)) * repetition_time / 60
     grid = figure.subplots(4, 1, sharex=True, height_ratios=(1, 1, 2.4, 2.4))
     _draw_displacement(grid[0], minutes, motion)
     _draw_dvars(grid[1], minutes, raw, cleaned)
     for axes, series, title in ((grid[2], raw, "before"), (grid[3], cleaned, "after")):
-        _draw_series(axes, series, minutes, f"ROIs, {title}\ncleaning", finest)
+        _draw_series(axes, series, minutes, f"ROIs, {title}\ncleaning")
     for axes in grid[:2]:
         _mark_censored(axes, minutes, motion.censored, repetition_time / 60)
         axes.margins(x=0)
@@ -144,17 +152,18 @@ def _draw_series(
     series: NDArray[np.float64],
     minutes: NDArray[np.float64],
     label: str,
-    finest: int,
 ) -> None:
     known = np.isfinite(series)
     kept = series[known.any(axis=1)]
     middle, spread = kept.mean(axis=0), kept.std(axis=0)  # NaN of ROIs that were not measured
     scores = ((series - middle) / np.where(spread > 0, spread, np.nan)).T[networks.order()]
-    image = _coarser(scores, finest, max(1, -(-scores.shape[1] // _MOST_COLUMNS)))
+    image = _fewer_columns(scores, max(1, -(-scores.shape[1] // _MOST_COLUMNS)))
+    drawn = coloured(image, -_CARPET_LIMIT, _CARPET_LIMIT, "gray")
+    drawn[:, ~np.isfinite(image).any(axis=0)] = _CENSORED
     ends = (minutes[0], minutes[-1]) if len(minutes) > 1 else (0.0, 1.0)
     step = (ends[1] - ends[0]) / max(1, len(minutes) - 1) / 2
     axes.imshow(
-        coloured(image, -_CARPET_LIMIT, _CARPET_LIMIT, "gray"),
+        drawn,
         aspect="auto",
         interpolation="nearest",
         extent=(ends[0] - step, ends[1] + step, len(scores), 0),
@@ -163,15 +172,15 @@ def _draw_series(
     axes.set_ylabel(label)
 
 
-def _coarser(values: NDArray[np.float64], rows: int, columns: int) -> NDArray[np.float64]:
-    """Return means of blocks of some rows and columns; NaN where a block has no value."""
-    height, width = (-(-size // by) for size, by in zip(values.shape, (rows, columns), strict=True))
-    whole = np.full((height * rows, width * columns), np.nan)
-    whole[: values.shape[0], : values.shape[1]] = values
-    blocks = whole.reshape(height, rows, width, columns)
+def _fewer_columns(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Return means of so many columns each; NaN where none has a value."""
+    width = -(-values.shape[1] // count)
+    whole = np.full((len(values), width * count), np.nan)
+    whole[:, : values.shape[1]] = values
+    blocks = whole.reshape(len(values), width, count)
     known = np.isfinite(blocks)
-    counts = known.sum(axis=(1, 3))
-    sums = np.where(known, blocks, 0).sum(axis=(1, 3))
+    counts = known.sum(axis=2)
+    sums = np.where(known, blocks, 0).sum(axis=2)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
@@ -202,7 +211,6 @@ def draw_matrix(
     limits: tuple[float, float],
     colours: str,
     label: str,
-    finest: int = 1,
 ) -> None:
     """Draw a matrix over ROIs, network by network.
 
@@ -218,15 +226,13 @@ def draw_matrix(
         Colour map of matplotlib.
     label : str
         What the numbers are, with their unit.
-    finest : int
-        ROIs that share a row and a column.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     axes = figure.subplots()
     order = networks.order()
-    image = _coarser(matrix[np.ix_(order, order)], finest, finest)
+    image = matrix[np.ix_(order, order)]
     extent = (0, len(order), len(order), 0)
     drawn = coloured(image, *limits, colours)
     axes.imshow(drawn, interpolation="none", extent=extent)
@@ -386,7 +392,7 @@ def draw_network_means(
     shown = axes.imshow(means, cmap=colours, vmin=-most, vmax=most)
     for (row, column), value in np.ndenumerate(means):
         if np.isfinite(value):
-            ink = "white" if abs(value) > 0.65 * most else "black"
+            ink = LIGHT_MARK if abs(value) > 0.65 * most else DARK_MARK
             text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
     axes.set_yticks(range(len(means)), list(networks.NAMES))

@@ -44,7 +44,7 @@ _BY_NETWORK = (8.2, 3.0)
 MEANS_SIZE = (5.2, 4.4)
 
 
-def run_section(output_dir: Path, run: WrittenRun, name: str, finest: int = 1) -> SeriesSection:
+def run_section(output_dir: Path, run: WrittenRun, name: str, coarseness: int = 1) -> SeriesSection:
     """Collect what is shown of a run.
 
     Parameters
@@ -55,16 +55,16 @@ def run_section(output_dir: Path, run: WrittenRun, name: str, finest: int = 1) -
         The run.
     name : str
         Anchor of the section.
-    finest : int
-        ROIs that share a row in matrices and carpets: more of them make a smaller page.
+    coarseness : int
+        Of images, see `Figures`.
     """
-    names, figures = run.names(output_dir), Figures(name)
+    names, figures = run.names(output_dir), Figures(name, coarseness)
     has_model = names.path("embedding").is_file()
     model = sidecar_or_nothing(names.path("embedding")) if has_model else {}
     blocks = [
         _signal(run, names, figures),
-        _cleaning(run, names, figures, finest),
-        _connectivity(names, figures, finest),
+        _cleaning(run, names, figures),
+        _connectivity(names, figures),
     ]
     if has_model:
         blocks += [
@@ -183,25 +183,27 @@ def _draw_mean(figure: Figure, run: WrittenRun, names: RunNames) -> None:
     draw_slices(figure, mean, around=Image(labels, mean.affine), borders=borders)
 
 
-def _cleaning(run: WrittenRun, names: RunNames, figures: Figures, finest: int) -> Block:
+def _cleaning(run: WrittenRun, names: RunNames, figures: Figures) -> Block:
     return Block(
         "Motion and cleaning",
         charts=(
             figures.chart(
-                lambda figure: _draw_carpet(figure, run, names, finest),
+                lambda figure: _draw_carpet(figure, run, names),
                 run_figures.CARPET_SIZE,
                 "Motion and the series of all ROIs, before and after cleaning",
-                "Top: framewise displacement of the head (dashed: threshold, red ground: censored"
+                "Top: framewise displacement of the head (dashed: threshold, orange: censored"
                 " volumes). Second: DVARS over ROIs, the size of the change from volume to volume."
                 " Below: each row is an ROI, in standard deviations around its mean (black -2.5,"
-                " white 2.5). Vertical stripes are changes of the whole brain; after cleaning they"
-                " should no longer go with the displacement.".replace("-2.5", "\N{MINUS SIGN}2.5"),
+                " white 2.5; orange: censored). Vertical stripes are changes of the whole brain;"
+                " after cleaning they should no longer go with the displacement.".replace(
+                    "-2.5", "\N{MINUS SIGN}2.5"
+                ),
             ),
         ),
     )
 
 
-def _draw_carpet(figure: Figure, run: WrittenRun, names: RunNames, finest: int) -> None:
+def _draw_carpet(figure: Figure, run: WrittenRun, names: RunNames) -> None:
     cleaned, censored = read_timeseries(run)
     displacement = read_numbers(names.path("censoring"), "framewise_displacement")
     settings = run.sidecar.get("TimeSeriesSettings") or {}
@@ -210,10 +212,10 @@ def _draw_carpet(figure: Figure, run: WrittenRun, names: RunNames, finest: int) 
         raise BadDataError(f"{run.path}: the tables of this run have different numbers of rows")
     threshold = float(settings.get("FDThreshold") or 0)
     motion = run_figures.Motion(displacement, threshold, censored)
-    run_figures.draw_carpet(figure, raw, cleaned, motion, run.repetition_time, finest)
+    run_figures.draw_carpet(figure, raw, cleaned, motion, run.repetition_time)
 
 
-def _connectivity(names: RunNames, figures: Figures, finest: int) -> Block:
+def _connectivity(names: RunNames, figures: Figures) -> Block:
     path = names.path("connectivity")
     return Block(
         "Functional connectivity",
@@ -225,7 +227,6 @@ def _connectivity(names: RunNames, figures: Figures, finest: int) -> Block:
                     limits=(-1, 1),
                     colours="RdBu_r",
                     label="Pearson correlation",
-                    finest=finest,
                 ),
                 run_figures.MATRIX_SIZE,
                 "Functional connectivity, network by network",
@@ -289,8 +290,9 @@ def _reconstruction(names: RunNames, figures: Figures) -> Block:
                 lambda figure: run_figures.draw_by_network(figure, scores, "R2 of held-out ROIs"),
                 _BY_NETWORK,
                 "Reconstruction R2 by network, with control and baseline",
-                "Small dots are ROIs, large marks means. A model that knows the data lies above its"
-                " control; what it has learnt beyond correlations lies above the linear baseline.",
+                "Small dots are ROIs (without the furthest 1 % on either side), large marks means."
+                " A model that knows the data lies above its control; what it has learnt beyond"
+                " correlations lies above the linear baseline.",
             ),
         ),
         (table,),
@@ -324,7 +326,8 @@ def _attention(names: RunNames, figures: Figures) -> Block:
                 ),
                 _BY_NETWORK,
                 "Attention that ROIs receive, by network",
-                "Small dots are ROIs, large marks means; the line is an even share.",
+                "Small dots are ROIs (without the furthest 1 % on either side), large marks means;"
+                " the line is an even share.",
             ),
             figures.chart(
                 lambda figure: run_figures.draw_chords(figure, matrix),
@@ -332,8 +335,8 @@ def _attention(names: RunNames, figures: Figures) -> Block:
                 "The strongest attention between two ROIs",
                 f"The {run_figures.CHORDS} strongest pairs of different ROIs: arrows lead from the"
                 " ROI that is looked at, whose network gives the colour, to the one that looks."
-                " Stronger is darker. ROIs lie on the circle network by network, those on the left"
-                " first.",
+                " Stronger is less transparent. ROIs lie on the circle network by network, those"
+                " on the left first.",
             ),
         ),
         (_strongest_table(names, matrix),),
@@ -437,49 +440,59 @@ _SEPARATED = {
 def _separability(names: RunNames) -> tuple[Table, ...]:
     """Return how well features tell networks, beside what needs no data or no model."""
     try:
-        accuracy = network_separability(names)
+        found = network_separability(names)
     except BadDataError:
         return ()
-    counts = networks.sizes()
-    chance = max(counts.values()) / sum(counts.values())
-    rows = [(_SEPARATED[key], "", (plain(100 * value, 0),)) for key, value in accuracy.items()]
+    sizes = np.array(list(networks.sizes().values()))
+    chance = float((sizes * (sizes - 1)).sum() / (sizes.sum() * (sizes.sum() - 1)))
+    rows = [(_SEPARATED[key], "", (plain(100 * value, 0),)) for key, value in found.items()]
     return (
         Table(
             f"{names.stem}-networks",
-            "Network separability: ROIs whose network a classifier tells right, five folds of ROIs",
-            ("From", "right (%)"),
-            (*rows, ("Always the largest network", "", (plain(100 * chance, 0),))),
+            "Network separability: ROIs whose most similar other ROI is of the same network",
+            ("By similarity of", "ROIs (%)"),
+            (*rows, ("Chance", "", (plain(100 * chance, 0),))),
         ),
     )
 
 
 def network_separability(names: RunNames) -> dict[str, float]:
-    """Return the share of ROIs whose network is told right from their features.
-
-    The classifier is that of `bsym_bids.model.networks`, on ROIs that all features have.
+    """Return how often the ROI that is most similar to another one is of its network.
 
     Raises
     ------
     BadDataError
         A file cannot be read.
     """
-    from bsym_bids.model.networks import network_recovery
-
     windows = read_windows(names.path("window_embeddings"))
     connectivity = read_matrix(names.path("connectivity"))
-    features = {
-        "embedding": read_embedding(names.path("embedding")),
-        "masked": np.asarray(windows["masked"], dtype=float),
-        "connectivity": connectivity,
+    embedding = read_embedding(names.path("embedding"))
+    known = np.isfinite(embedding).all(axis=1) & np.isfinite(np.diagonal(connectivity))
+    masked = np.asarray(windows["masked"], dtype=float)
+    labels = np.array(atlas.networks())[known]
+    similarity = {
+        "embedding": np.corrcoef(embedding[known]),
+        "masked": np.corrcoef(masked[known]),
+        "connectivity": connectivity[np.ix_(known, known)],
     }
-    known = np.isfinite(features["embedding"]).all(axis=1) & np.isfinite(np.diagonal(connectivity))
-    features["connectivity"] = features["connectivity"][:, known]
-    labels = np.array(atlas.networks())[known].tolist()
-    sides = np.array([roi.hemisphere for roi in atlas.rois()])[known].tolist()
-    return {
-        key: network_recovery(values[known], labels, sides).folds
-        for key, values in features.items()
-    }
+    return {key: same_network_share(matrix, labels) for key, matrix in similarity.items()}
+
+
+def same_network_share(similarity: NDArray[np.floating], labels: NDArray[np.str_]) -> float:
+    """Return the share of rows whose largest entry off the diagonal has their own label.
+
+    Parameters
+    ----------
+    similarity : ndarray, shape (R, R)
+        NaN counts as least similar.
+    labels : ndarray of str, shape (R,)
+        Networks.
+    """
+    if len(labels) < 2:
+        return float("nan")
+    others = np.where(np.isfinite(similarity), similarity, -np.inf)
+    np.fill_diagonal(others, -np.inf)
+    return float((labels[others.argmax(axis=1)] == labels).mean())
 
 
 def _gate(names: RunNames, figures: Figures) -> Block:

@@ -39,7 +39,7 @@ _BRIGHT_FA = 0.8
 
 
 def scan_section(
-    output_dir: Path, scan: WrittenConnectome, name: str, finest: int = 1
+    output_dir: Path, scan: WrittenConnectome, name: str, coarseness: int = 1
 ) -> SeriesSection:
     """Collect what is shown of a scan.
 
@@ -51,10 +51,10 @@ def scan_section(
         Any connectome of the scan.
     name : str
         Anchor of the section.
-    finest : int
-        ROIs that share a row in matrices: more of them make a smaller page.
+    coarseness : int
+        Of images, see `Figures`.
     """
-    names, figures = scan.names(output_dir), Figures(name)
+    names, figures = scan.names(output_dir), Figures(name, coarseness)
     made = sidecar_or_nothing(names.path("count"))
     model = sidecar_or_nothing(names.path("structural_embedding"))
     blocks = [
@@ -63,7 +63,7 @@ def scan_section(
         _anatomy(names, made, figures, name),
         _orientations(names, figures),
         _streamlines(names, made, figures),
-        _connectome(names, figures, finest),
+        _connectome(names, figures),
     ]
     if model:
         blocks.append(_embedding(names, figures, name))
@@ -355,16 +355,16 @@ def _draw_curve(figure: Figure, names: ScanNames, wanted: float | None) -> None:
     axes.grid(color=GRID, linewidth=0.7)
 
 
-def _connectome(names: ScanNames, figures: Figures, finest: int) -> Block:
+def _connectome(names: ScanNames, figures: Figures) -> Block:
     return Block(
         "Structural connectivity",
         charts=(
             figures.chart(
-                lambda figure: _draw_counts(figure, names, finest),
+                lambda figure: _draw_counts(figure, names),
                 run_figures.MATRIX_SIZE,
                 "Structural connectivity, network by network",
-                "Streamlines between each pair of ROIs, on a logarithmic scale. Light ground:"
-                " none.",
+                "Streamlines between each pair of ROIs, on a logarithmic scale; 2 % of"
+                " the pairs lie beyond its end. Where the ground shows, there are none.",
             ),
             figures.chart(
                 lambda figure: _draw_degree_histogram(figure, names),
@@ -382,7 +382,7 @@ def _connectome(names: ScanNames, figures: Figures, finest: int) -> Block:
     )
 
 
-def _draw_counts(figure: Figure, names: ScanNames, finest: int) -> None:
+def _draw_counts(figure: Figure, names: ScanNames) -> None:
     counts = read_matrix(names.path("count"))
     logarithms = np.full(counts.shape, np.nan)
     logarithms[counts > 0] = np.log10(counts[counts > 0])
@@ -392,7 +392,6 @@ def _draw_counts(figure: Figure, names: ScanNames, finest: int) -> None:
         limits=(0.0, brain_map.robust_limit(logarithms)),
         colours="viridis",
         label="streamlines (log10)",
-        finest=finest,
     )
 
 

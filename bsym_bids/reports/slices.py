@@ -16,6 +16,7 @@ from bsym_bids.bold.volumes import READ_ERRORS
 from bsym_bids.errors import BadDataError
 from bsym_bids.reports.brain_map import edges
 from bsym_bids.reports.numbers import plain
+from bsym_bids.reports.style import LIGHT_MARK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,9 +74,12 @@ def read_image(path: Path) -> Image:
     """
     try:
         image = nib.load(path)
-        return Image(np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=float))
+        values, affine = np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=float)
     except (nib.filebasedimages.ImageFileError, *READ_ERRORS) as error:
         raise BadDataError(f"{path}: cannot be read as an image: {error}") from error
+    if values.ndim not in (3, 4) or 0 in values.shape or np.linalg.det(affine[:3, :3]) == 0:
+        raise BadDataError(f"{path}: is no image of a brain, its shape is {values.shape}")
+    return Image(values, affine)
 
 
 def draw_slices(
@@ -123,7 +127,8 @@ def draw_slices(
             title = f"{_NAMES[across]} = {plain(place, 0)} mm"
             axes.set_title(title, fontsize="small", pad=1)
             if across and not column:
-                axes.text(0.02, 0.02, "L", transform=axes.transAxes, color="white", weight="bold")
+                look = {"color": LIGHT_MARK, "weight": "bold", "transform": axes.transAxes}
+                axes.text(0.02, 0.02, "L", **look)
 
 
 def _extent(around: Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -32,6 +32,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("solid", "dashed", "dashdot", "dotted")
 #: Of text and axes, of what stands back, of grids, and of the ground, in pages.
 INK, MUTED, GRID, PAPER = "#1B1F24", "#56606B", "#DDE1E6", "#FFFFFF"
+#: On images and coloured cells, which are the same in light and dark: no variables stand for them.
+DARK_MARK, LIGHT_MARK = "#010101", "#FEFEFE"
 STYLE: Mapping[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -121,7 +123,12 @@ def figure_file(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
 
 
 def inline_svg(
-    draw: Callable[[Figure], None], size: tuple[float, float], *, name: str, label: str
+    draw: Callable[[Figure], None],
+    size: tuple[float, float],
+    *,
+    name: str,
+    label: str,
+    coarseness: int = 1,
 ) -> str:
     """Return a figure as an element of a page that has the style sheet of `pages`.
 
@@ -135,6 +142,8 @@ def inline_svg(
         Different for each figure of a page.
     label : str
         What the figure shows, for those who cannot see it.
+    coarseness : int
+        Of images in it, one row and column of so many is kept.
 
     Returns
     -------
@@ -151,20 +160,21 @@ def inline_svg(
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(buffer, format="svg", dpi=_IMAGE_DPI, metadata={"Date": None})
-    return _themed(with_small_images(buffer.getvalue()), name, label)
+    return _themed(with_small_images(buffer.getvalue(), coarseness), name, label)
 
 
-def with_small_images(svg: str) -> str:
+def with_small_images(svg: str, coarseness: int = 1) -> str:
     """Return an SVG whose images are smaller: with a palette, where few colours are in them."""
-    return _IMAGE.sub(lambda found: _IMAGE_START + _smaller(found[1]), svg)
+    return _IMAGE.sub(lambda found: _IMAGE_START + _smaller(found[1], coarseness), svg)
 
 
-def _smaller(png: str) -> str:
+def _smaller(png: str, coarseness: int) -> str:
     """Return an image in base64 as one of at most 256 colours, if it has no more of them."""
     from PIL import Image
 
     with Image.open(BytesIO(b64decode(png))) as image:
         pixels = np.ascontiguousarray(image.convert("RGBA")).view(np.uint32)[..., 0]
+    pixels = np.ascontiguousarray(pixels[::coarseness, ::coarseness])
     colours, indices = np.unique(pixels, return_inverse=True)
     if len(colours) > _PALETTE:
         return "".join(png.split())

@@ -49,7 +49,7 @@ def test_the_page_of_a_participant_shows_everything(finished, label):
     for words in ("Motion", "Coverage", "Model domain", "Nuisance regression", "24p-wm-csf"):
         assert words in page.said
     assert "cannot be shown" not in page.said
-    assert "not at hand" not in page.said
+    assert "nothing of the person's health" in page.said
 
 
 def test_the_page_names_datasets_instead_of_places(finished, dataset):

@@ -1,6 +1,8 @@
 """What is on record of a participant: found, skipped, done, failed, and what later calls leave."""
 
 import json
+from dataclasses import replace
+from multiprocessing import get_context
 
 import pytest
 
@@ -79,18 +81,52 @@ def test_everything_is_on_record_by_names_of_datasets(plan, tmp_path):
     assert recorded_participants(tmp_path / "out") == ["01"]
 
 
+DWI = Series("sub-01_dwi", "dwi", "done", files={"series": "raw:a.nii.gz"})
+BOLD = Series("sub-01_a", "bold", "done", files={"series": "prep:b.nii.gz"})
+PROBLEM = Series("n/a", "", "failed", "has no bvec")
+
+
 def test_a_call_for_a_part_leaves_the_others_on_record(tmp_path):
-    first = ParticipantRecord(
-        "01",
-        series=(Series("sub-01_dwi", "dwi", "done"), Series("n/a", "", "failed", "gone since")),
-    )
-    write_record(tmp_path, first)
-    write_record(tmp_path, ParticipantRecord("01", series=(Series("sub-01_a", "bold", "done"),)))
+    skipped = (("prep:b.nii.gz", "not selected"), ("prep:c.nii.gz", "in space T1w"))
+    write_record(tmp_path, ParticipantRecord("01", series=(DWI, PROBLEM), skipped=skipped))
+    also = (("raw:a.nii.gz", "not selected"),)
+    write_record(tmp_path, ParticipantRecord("01", series=(BOLD,), skipped=also))
     found = read_record(tmp_path, "01")
-    assert [one.label for one in found.series] == ["sub-01_a", "sub-01_dwi"]
-    again = ParticipantRecord("01", series=(Series("sub-01_dwi", "dwi", "failed", "why"),))
-    write_record(tmp_path, again)
-    assert [one.status for one in read_record(tmp_path, "01").series] == ["done", "failed"]
+    assert found.series == (PROBLEM, BOLD, DWI)
+    assert found.skipped == (("prep:c.nii.gz", "in space T1w"),)  # the others were processed
+    write_record(tmp_path, ParticipantRecord("01", series=(replace(DWI, status="failed"),)))
+    assert [one.status for one in read_record(tmp_path, "01").series] == [
+        "failed",
+        "done",
+        "failed",
+    ]
+
+
+def test_a_call_for_everything_drops_what_is_gone(tmp_path):
+    write_record(tmp_path, ParticipantRecord("01", series=(DWI, PROBLEM)))
+    write_record(tmp_path, ParticipantRecord("01", series=(BOLD,)), is_whole=True)
+    assert read_record(tmp_path, "01").series == (BOLD,)
+
+
+def test_what_says_the_same_is_left_as_it_is(tmp_path):
+    path = write_record(tmp_path, ParticipantRecord("01", call="a", series=(DWI,)))
+    before = path.stat().st_mtime_ns
+    write_record(tmp_path, ParticipantRecord("01", call="b", series=(DWI,)))
+    assert path.stat().st_mtime_ns == before
+
+
+def _add(job):
+    folder, number = job
+    series = Series(f"sub-01_run-{number}", "bold", "done")
+    for _ in range(5):
+        write_record(folder, ParticipantRecord("01", call=str(number), series=(series,)))
+
+
+def test_jobs_at_once_lose_nothing_of_each_other(tmp_path):
+    with get_context("spawn").Pool(4) as pool:
+        pool.map(_add, [(tmp_path, number) for number in range(12)], chunksize=1)
+    assert len(read_record(tmp_path, "01").series) == 12
+    assert not list(record_path(tmp_path, "01").parent.glob(".*.part"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"series": [{"label": 1}]}', "null"])

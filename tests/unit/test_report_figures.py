@@ -241,32 +241,41 @@ def test_network_means_leave_the_diagonal_out():
     assert np.isnan(run_figures.network_means(matrix)[-1, -1])
 
 
-@pytest.mark.parametrize("finest", [1, 2, 3])
 @pytest.mark.parametrize("matrix", [np.full((N, N), np.nan), np.eye(N), RNG.normal(size=(N, N))])
-def test_matrices_of_any_values_are_drawn(matrix, finest):
+def test_matrices_of_any_values_are_drawn(matrix):
     svg = svg_of(
         lambda figure: run_figures.draw_matrix(
-            figure, matrix, limits=(-1, 1), colours="RdBu_r", label="r", finest=finest
+            figure, matrix, limits=(-1, 1), colours="RdBu_r", label="r"
         ),
         run_figures.MATRIX_SIZE,
     )
-    size = -(-N // finest)
-    assert images_in(svg)[0].size == (size, size)
+    assert images_in(svg)[0].size == (N, N)
 
 
-def test_coarser_matrices_make_smaller_pages():
+@pytest.mark.parametrize("coarseness", [1, 2, 3])
+def test_coarser_images_are_smaller_and_show_the_same(coarseness):
     matrix = np.corrcoef(RNG.normal(size=(N, 100)))
-    sizes = [
-        len(
-            svg_of(
-                lambda figure, finest=finest: run_figures.draw_matrix(
-                    figure, matrix, limits=(-1, 1), colours="RdBu_r", label="r", finest=finest
-                )
-            )
-        )
-        for finest in (1, 2)
-    ]
-    assert sizes[1] < 0.5 * sizes[0]
+
+    def draw(figure):
+        run_figures.draw_matrix(figure, matrix, limits=(-1, 1), colours="RdBu_r", label="r")
+
+    full = images_in(svg_of(draw))[0].convert("RGB")
+    svg = inline_svg(draw, (6, 4), name="x", label="a", coarseness=coarseness)
+    image = images_in(svg)[0].convert("RGB")
+    np.testing.assert_array_equal(image, np.asarray(full)[::coarseness, ::coarseness])
+
+
+def test_ink_on_images_is_the_same_in_light_and_dark():
+    """What stands on a fixed ground must not follow the reader's colours."""
+    matrix = RNG.normal(size=(N, N))
+    svg = svg_of(lambda figure: run_figures.draw_network_means(figure, matrix, "r"), (5, 4))
+    cells = re.findall(r"<text[^>]*>[\d\u2212.]+</text>", svg)
+    inks = {ink for cell in cells for ink in re.findall(r"fill: ([^;\"]+)", cell)}
+    assert {"#010101", "#fefefe"} & inks
+    image = slices.Image(np.ones((9, 9, 9)), np.eye(4))
+    svg = svg_of(lambda figure: slices.draw_slices(figure, image, around=image), slices.SIZE)
+    letters = re.findall(r"<text[^>]*>L</text>", svg)
+    assert len(letters) == 2 and all("#fefefe" in letter for letter in letters)
 
 
 @settings(max_examples=30, deadline=None)
