@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -78,9 +78,6 @@ from bsym_bids.reports.numbers import plain
 from bsym_bids.reports.pages import FOLDER, render
 from bsym_bids.reports.spread_figures import HEIGHTS, MOST_NAMED, WIDTH, draw_spread, has_words
 from bsym_bids.reports.style import inline_svg
-
-if TYPE_CHECKING:
-    pass
 
 #: Kept of an earlier call, in the folder that the caller names.
 CACHE = "group_page.json"

@@ -58,6 +58,16 @@ _READ: Mapping[str, tuple[str, ...]] = {
 #: Products of which a sidecar alone is read.
 _SIDECAR_ONLY = frozenset({"reconstruction", "embedding", "structural_embedding", "model_input"})
 _ONLY_LOOKED_FOR = frozenset({"denoised", "count"})
+#: What every series has, and what goes with the scores of the model: without them something was
+#: lost, and the rest must not pass for whole.
+_ESSENTIAL: Mapping[str, tuple[str, ...]] = {
+    BOLD: ("run_quality", "coverage", "denoised"),
+    DWI: ("scan_quality", "rois", "count"),
+}
+_SCORED: Mapping[str, tuple[str, str]] = {
+    BOLD: ("reconstruction_networks", "embedding"),
+    DWI: ("edge_quality", "structural_embedding"),
+}
 _SCALE = f"_atlas-{atlas.LABEL}_scale-{atlas.SCALE}"
 _TAIL = re.compile(r"((?:_(?:res|den)-[^_]+)*)((?:_stat-[^_]+)?(?:_desc-[^_]+)?_[^_]+)")
 _MADE = ("atlas", "scale")
@@ -584,6 +594,7 @@ def _measured(
     output_dir: Path, modality: str, stem: str, paths: Mapping[str, Path]
 ) -> SeriesMeasures:
     files = _Files(output_dir, paths)
+    files.problems += _missing(modality, stem, paths)
     values = {m.key: _value(m, m.source[modality], files) for m in measures_of(modality)}
     entities = dict(part.partition("-")[::2] for part in stem.split("_"))
     named = [f"{key}-{value}" for key, value in entities.items() if key not in _MADE]
@@ -595,6 +606,18 @@ def _measured(
         values=values,
         problems=tuple(dict.fromkeys(files.problems)),
     )
+
+
+def _missing(modality: str, stem: str, paths: Mapping[str, Path]) -> list[str]:
+    """Say which files should be there and are not."""
+    scores, embedding = _SCORED[modality]
+    wanted = (*_ESSENTIAL[modality], *([embedding] if scores in paths else []))
+    known = {**products(), **scan_products()}
+    return [
+        f"{stem}: there is no file of: {known[key].short}"
+        for key in wanted
+        if key not in paths and f"{key}.json" not in paths
+    ]
 
 
 def _value(measure: Measure, source: Mapping[str, Any], files: _Files) -> float | str:

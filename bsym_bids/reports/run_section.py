@@ -26,16 +26,13 @@ from bsym_bids.reports import brain_map, networks, run_figures
 from bsym_bids.reports.numbers import NONE, plain
 from bsym_bids.reports.parts import Block, Figures, SeriesSection, Table, plural
 from bsym_bids.reports.slices import SIZE as SLICES_SIZE
-from bsym_bids.reports.slices import Border, Image, draw_slices, read_image
-from bsym_bids.reports.style import COLOURS
+from bsym_bids.reports.slices import Image, atlas_borders, draw_slices, read_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bsym_bids.outputs.names import RunNames
 
-_N_SUBCORTICAL = 50
-_CORTEX, _SUBCORTEX = COLOURS[5], COLOURS[4]
 _NO_IMAGE = (
     "There is no mean image to lay the ROIs on: the series has grayordinates, or it was made by an "
     "earlier version."
@@ -175,12 +172,8 @@ def _signal(run: WrittenRun, names: RunNames, figures: Figures) -> Block:
 def _draw_mean(figure: Figure, run: WrittenRun, names: RunNames) -> None:
     mean = read_image(names.path("mean_bold"))
     labels = atlas.labels_on_grid(mean.values.shape[:3], mean.affine, run.space).astype(np.int16)
-    parts = (
-        (np.where(labels > _N_SUBCORTICAL, labels, 0), _CORTEX),
-        (np.where(labels <= _N_SUBCORTICAL, labels, 0), _SUBCORTEX),
-    )
-    borders = [Border(Image(part, mean.affine), colour) for part, colour in parts]
-    draw_slices(figure, mean, around=Image(labels, mean.affine), borders=borders)
+    placed = Image(labels, mean.affine)
+    draw_slices(figure, mean, around=placed, borders=atlas_borders(placed))
 
 
 def _cleaning(run: WrittenRun, names: RunNames, figures: Figures) -> Block:

@@ -22,7 +22,7 @@ from bsym_bids.reports.numbers import NONE, plain
 from bsym_bids.reports.parts import Block, Figures, SeriesSection, Table, plural
 from bsym_bids.reports.run_section import MEANS_SIZE, scale_of_norms, sidecar_or_nothing
 from bsym_bids.reports.slices import SIZE as SLICES_SIZE
-from bsym_bids.reports.slices import Border, Image, draw_slices, read_image
+from bsym_bids.reports.slices import Border, Image, atlas_borders, draw_slices, read_image
 from bsym_bids.reports.style import COLOURS, GRID, MUTED
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     from bsym_bids.outputs.names import ScanNames
 
-_N_SUBCORTICAL = 50
-_CORTEX, _SUBCORTEX = COLOURS[5], COLOURS[4]
+_WHITE, _MASK = COLOURS[5], COLOURS[4]
 _WHITE_MATTER = 3
 _CURVE_SIZE = (5.2, 3.2)
 #: Anisotropy at which a colour is as bright as it gets.
@@ -132,22 +131,17 @@ def _series(names: ScanNames, figures: Figures) -> Block:
 
 def _draw_atlas(figure: Figure, names: ScanNames) -> None:
     b0, labels = read_image(names.path("reference")), read_image(names.path("labels"))
-    values = labels.values
-    parts = (
-        (np.where(values > _N_SUBCORTICAL, values, 0), _CORTEX),
-        (np.where(values <= _N_SUBCORTICAL, values, 0), _SUBCORTEX),
-    )
-    borders = [Border(Image(part, labels.affine), colour) for part, colour in parts]
+    borders = atlas_borders(labels)
     draw_slices(figure, b0, around=labels, borders=borders, limits=_limits(names, b0))
 
 
 def _draw_tissue(figure: Figure, names: ScanNames) -> None:
     b0, mask = read_image(names.path("reference")), read_image(names.path("brain_mask"))
-    borders = [Border(mask, _SUBCORTEX)]
+    borders = [Border(mask, _MASK)]
     if names.path("tissues").is_file():
         tissues = read_image(names.path("tissues"))
         white = (tissues.values == _WHITE_MATTER).astype(np.uint8)
-        borders.insert(0, Border(Image(white, tissues.affine), _CORTEX))
+        borders.insert(0, Border(Image(white, tissues.affine), _WHITE))
     draw_slices(figure, b0, around=mask, borders=borders)
 
 

@@ -16,13 +16,14 @@ from bsym_bids.bold.volumes import READ_ERRORS
 from bsym_bids.errors import BadDataError
 from bsym_bids.reports.brain_map import edges
 from bsym_bids.reports.numbers import plain
-from bsym_bids.reports.style import LIGHT_MARK
+from bsym_bids.reports.style import COLOURS, LIGHT_MARK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: In inches, at which the type is as in other figures.
 SIZE = (9.2, 4.6)
+_N_SUBCORTICAL = 50  # the first ones of the atlas
 _PIXEL = 1.0  # mm
 _MARGIN = 6.0  # mm around what is shown
 _COLUMNS = 7
@@ -62,6 +63,18 @@ class Border:
 
     labels: Image
     colour: str
+
+
+def atlas_borders(labels: Image) -> list[Border]:
+    """Return the borders of ROIs: orange of cortical ones, blue of subcortical ones."""
+    values = labels.values
+    return [
+        Border(Image(np.where(part, values, 0), labels.affine), colour)
+        for part, colour in (
+            (values > _N_SUBCORTICAL, COLOURS[5]),
+            (values <= _N_SUBCORTICAL, COLOURS[4]),
+        )
+    ]
 
 
 def read_image(path: Path) -> Image:

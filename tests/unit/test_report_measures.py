@@ -13,6 +13,7 @@ from bsym_bids import atlas
 from bsym_bids.outputs.names import RunNames, ScanNames, sidecar_of
 from bsym_bids.outputs.tables import Json, Table
 from bsym_bids.reports import measures as measuring
+from bsym_bids.reports.lights import AMBER, DATA, lights_of, overall
 from bsym_bids.reports.measures import (
     BOLD,
     DWI,
@@ -151,6 +152,8 @@ def write_run(out, sub, *, ses=None, task="rest", left_out=(), quality=(), score
     put(names.path("reconstruction_networks"), Table(table), of_model)
     gate = Table({"name": atlas.roi_names(), "network": atlas.networks(), "gate": np.full(N, 0.6)})
     put(names.path("gate"), gate, OF_RUN)
+    names.path("denoised").touch()
+    Json(of_model).write(sidecar_of(names.path("embedding")))
     return names
 
 
@@ -165,6 +168,8 @@ def write_scan(out, sub, *, ses=None, quality=(), sidecar=(), model=(), edges=()
     put(names.path("rois"), Table(rois), document)
     of_model = {**OF_MODEL, "DepthFactor": 2.5, **dict(model)}
     put(names.path("edge_quality"), row({"n_edges": 39000, **EDGES, **dict(edges)}), of_model)
+    names.path("count").touch()
+    Json(of_model).write(sidecar_of(names.path("structural_embedding")))
     return names
 
 
@@ -305,7 +310,11 @@ def test_what_is_not_there_is_not_available(tmp_path):
     names = RunNames(tmp_path, {"sub": "01", "task": "rest"}, SPACE)
     put(names.path("denoised"), Table({"x": [1.0]}), {})
     series = one(tmp_path)
-    assert not series.problems and not known(series)
+    assert not known(series)
+    assert [said.partition(": ")[2] for said in series.problems] == [
+        "there is no file of: quality of the run",
+        "there is no file of: how much of each ROI was measured",
+    ]
     assert series.values.keys() == {measure.key for measure in measures_of(BOLD)}
     (tmp_path / "sub-02").mkdir()
     assert measure_participant(tmp_path, "02") == measure_participant(tmp_path, "03") == []
@@ -338,11 +347,32 @@ def test_a_broken_table_is_a_problem_of_its_series(tmp_path, product, damage, sa
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"\xff", b"null", b"[" * 100_000])
 def test_a_broken_sidecar_is_a_problem_of_its_series(tmp_path, damage):
-    path = write_run(tmp_path, "01").path("reconstruction_networks")
+    names = write_run(tmp_path, "01")
+    path = names.path("reconstruction_networks")
+    Json({}).write(sidecar_of(names.path("embedding")))
     sidecar_of(path).write_bytes(damage)
     series = one(tmp_path)
     assert not series.text("model_domain") and series.number("reconstruction_r2") == 0.5
     assert len(series.problems) == 1 and sidecar_of(path).name in series.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("write", "product", "said"),
+    [
+        (write_run, "denoised", "series after cleaning"),
+        (write_run, "embedding", "mean embedding of each ROI"),
+        (write_scan, "count", "streamlines"),
+        (write_scan, "structural_embedding", "structural embedding of each ROI"),
+    ],
+)
+def test_what_should_be_there_is_a_problem_of_its_series(tmp_path, write, product, said):
+    path = write(tmp_path, "01").path(product)
+    assert not one(tmp_path).problems
+    for own in (path, sidecar_of(path)):
+        own.unlink(missing_ok=True)
+    (problem,) = one(tmp_path).problems
+    assert problem.endswith(f"there is no file of: {said}")
+    assert overall(lights_of(one(tmp_path)), DATA).colour == AMBER
 
 
 @pytest.mark.parametrize("value", [3, "x", ["a"], None, {"Verdict": {"a": [1]}}, {"Verdict": True}])
