@@ -447,6 +447,10 @@ _REQUESTS = ("predict", "state", "contrast", "save_head", "apply_head")
 def _check_together(config: RunConfig) -> None:
     """Refuse settings that contradict each other."""
     _check_group_level(config)
+    if config.reports_only and config.skip_reports:
+        raise UsageError(
+            "--reports-only and --skip-reports contradict each other", hint="give one of them"
+        )
     for name in _UNTIL:
         if config.streamlines is not None and getattr(config, name) is not None:
             raise UsageError(

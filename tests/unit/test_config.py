@@ -97,8 +97,8 @@ def test_option_reaches_its_setting(name):
 
 # Options that contradict each other.
 EITHER = {"reliability", "max_streamlines", "task_id", "run_id"}
-EITHER |= {"state", "apply_head", "harmonize"}
-OR = {"streamlines", "modalities", "state", "apply_head", "save_head"}
+EITHER |= {"state", "apply_head", "harmonize", "reports_only"}
+OR = {"streamlines", "modalities", "state", "apply_head", "save_head", "skip_reports"}
 
 
 @pytest.mark.parametrize("without", [EITHER, OR])
@@ -181,6 +181,7 @@ def test_absent_file(tmp_path):
         ["--max-streamlines", "0"],
         ["--streamlines", "-5"],
         ["--streamlines", "1000", "--reliability", "0.9"],
+        ["--reports-only", "--skip-reports"],
         ["--streamlines", "1000", "--max-streamlines", "2000"],
         ["--task-id", "rest", "--modalities", "dwi"],
         ["--run-id", "1", "--modalities", "dwi"],
