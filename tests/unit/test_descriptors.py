@@ -251,9 +251,10 @@ VALUES |= {"contrast": "ses-a-ses-b", "reliability": "0.9"}
 def test_options_that_exclude_each_other_are_told(pair):
     one, other = pair
     assert other in INPUTS[one]["disables-inputs"] and one in INPUTS[other]["disables-inputs"]
-    words = [
-        w for n in pair for w in f"{INPUTS[n]['command-line-flag']} {VALUES.get(n, 9)}".split()
-    ]
+    words = []
+    for name in pair:
+        takes = INPUTS[name]["type"] != "Flag"
+        words += [INPUTS[name]["command-line-flag"], *[str(VALUES.get(name, 9))] * takes]
     with pytest.raises(UsageError):
         parse_config(["in", "out", "group", *words])
 
