@@ -17,8 +17,9 @@ fi
 if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest "$@"
 fi
-# Several processes, of one thread each: threads that wait for each other take far longer. What
-# interrupts itself within a time goes alone.
+# Several processes, of one thread each: threads that wait for each other take far longer. Files in
+# their order, the long ones of whole commands first. What interrupts itself within a time goes alone.
 alone=tests/integration/test_execution.py
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile --ignore "$alone"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest \
+    -n auto --dist loadfile --no-loadscope-reorder --ignore "$alone"
 exec .venv/bin/python -m pytest "$alone"

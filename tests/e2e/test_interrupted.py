@@ -73,6 +73,7 @@ def test_full_file_system_is_explained(dataset, small_model, tmp_path, where, fi
     script = f'mount -t tmpfs -o size=200m,nr_inodes={files} full {full} && exec "$@"'
     call = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
     call += [PROGRAM, dataset, out, "participant", *small_model, *ONE, "-w", work]
+    call.append("--skip-reports")
     done = subprocess.run(list(map(str, call)), capture_output=True, text=True, check=False)
     assert done.returncode == 74, done.stderr
     assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
@@ -91,6 +92,7 @@ def test_full_file_system_is_explained(dataset, small_model, tmp_path, where, fi
 def test_ended_program_takes_its_workers_along(dataset, tmp_path, number, whom):
     out = tmp_path / "out"
     call = [PROGRAM, dataset, out, "participant", "--model", "bsym-sim-v1", "--nprocs", "4"]
+    call.append("--skip-reports")
     process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while not list(out.glob("work/bsym/*/*/embed")) and time.monotonic() < deadline:

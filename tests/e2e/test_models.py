@@ -75,6 +75,7 @@ def test_jobs_that_start_at_once_fetch_once_and_all_go_on(dataset, remote, tmp_p
     server, cards = remote
     out, home = tmp_path / "out", tmp_path / "models"
     call = [sys.executable, "-c", PROGRAM, cards, dataset, out, "participant", "--model", "remote"]
+    call.append("--skip-reports")
     call += [*FAST, "--scaling", "zscore", "--nprocs", "1", "--participant-label"]
     environment = {"PATH": "/usr/bin:/bin", "BSYM_MODEL_HOME": str(home)}
     jobs = [

@@ -240,7 +240,7 @@ def test_killed_run_leaves_no_half_written_file_and_goes_on(
 ):
     out = tmp_path / "out"
     program = Path(sys.executable).with_name("bsym-bids")
-    call = [program, dataset, out, "participant", *small_model]
+    call = [program, dataset, out, "participant", "--skip-reports", *small_model]
     process = subprocess.Popen(call, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(out.glob("sub-*/**/*relmat.json")) and time.monotonic() < deadline:
@@ -261,7 +261,7 @@ def test_killed_run_leaves_no_half_written_file_and_goes_on(
 def test_two_processes_on_one_run_do_not_disturb_each_other(dataset, small_model, tmp_path):
     out = tmp_path / "out"
     program = Path(sys.executable).with_name("bsym-bids")
-    call = [program, dataset, out, "participant", *small_model, *FAST]
+    call = [program, dataset, out, "participant", "--skip-reports", *small_model, *FAST]
     call += ["--participant-label", "03"]
     both = [subprocess.Popen(call, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in both]

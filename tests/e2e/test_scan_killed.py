@@ -59,7 +59,7 @@ class Command:
     def __init__(self, out: Path, bids: Path, options: list[object]) -> None:
         self.out = out
         self.err = out.with_name(f"{out.name}.txt")
-        call = [PROGRAM, bids, out, "participant", *map(str, options)]
+        call = [PROGRAM, bids, out, "participant", "--skip-reports", *map(str, options)]
         with self.err.open("w") as err:
             self.process = subprocess.Popen(call, stderr=err, start_new_session=True)
 
