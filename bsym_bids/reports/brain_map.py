@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids import atlas
-from bsym_bids.reports.numbers import plain
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -70,6 +69,12 @@ class Scale:
         decimals = max(0, -math.floor(math.log10(step)))
         return decimals + (abs(round(step, decimals) - step) > 0.01 * step)  # steps of 2.5
 
+    @property
+    def tick_labels(self) -> list[str]:
+        """The ticks as they are written, which differ from each other."""
+        written = (f"{tick + 0.0:.{self.decimals}f}" for tick in self.ticks)
+        return [text.replace("-", "\N{MINUS SIGN}") for text in written]
+
     @classmethod
     def around_zero(cls, values: NDArray[np.floating], label: str) -> Scale:
         """Return a scale from blue over white to red that holds 98 % of the values."""
@@ -122,7 +127,7 @@ def draw_brain(figure: Figure, values: NDArray[np.floating], scale: Scale) -> No
     bar = figure.add_axes(right)
     mapped = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
     figure.colorbar(mapped, cax=bar, label=scale.label, ticks=scale.ticks)
-    bar.set_yticks(scale.ticks, [plain(tick, scale.decimals) for tick in scale.ticks])
+    bar.set_yticks(scale.ticks, scale.tick_labels)
     if not np.isfinite(values).all():
         bar.set_title("grey: n/a", fontsize="small", loc="left", pad=8)
 
