@@ -31,7 +31,7 @@ from bsym_bids.reports.measures import SeriesMeasures, measure_participant
 from bsym_bids.reports.pages import render
 from bsym_bids.reports.parts import SeriesSection, plural
 from bsym_bids.reports.run_section import run_section
-from bsym_bids.reports.scan_section import scan_section
+from bsym_bids.reports.scan_section import scan_section, scan_title
 
 LOGGER = logging.getLogger("bsym_bids")
 #: Series that a page holds in full; of more, all images are drawn coarser.
@@ -155,13 +155,14 @@ def _sections(output_dir: Path, label: str, unread: list[str]) -> list[SeriesSec
     runs = find_runs(output_dir, unread, label)
     scans = _one_per_scan(find_connectomes(output_dir, label))
     coarseness = max(1, math.ceil(math.sqrt((len(runs) + len(scans)) / _FULL)))
+    titles = [*(run.label for run in runs), *map(scan_title, scans)]
     makers = [
         *(partial(run_section, output_dir, run, f"bold-{i + 1}") for i, run in enumerate(runs)),
         *(partial(scan_section, output_dir, scan, f"dwi-{i + 1}") for i, scan in enumerate(scans)),
     ]
     return [
-        _section_or_reason(make, one.label, coarseness)
-        for make, one in zip(makers, (*runs, *scans), strict=True)
+        _section_or_reason(make, title, coarseness)
+        for make, title in zip(makers, titles, strict=True)
     ]
 
 

@@ -70,13 +70,18 @@ def scan_section(
     warnings += [str(said) for said in model.get("ModelContractDeviations") or ()]
     return SeriesSection(
         name,
-        "_".join([scan.label, *([f"space-{scan.space}"] if scan.space else []), "dwi"]),
+        scan_title(scan),
         "Diffusion scan",
         tuple(_facts(made, model)),
         tuple(warnings),
         tuple(blocks),
         tuple(map(str, made.get("Notes") or ())),
     )
+
+
+def scan_title(scan: WrittenConnectome) -> str:
+    """Return what a scan is called in messages and tables."""
+    return "_".join([scan.label, *([f"space-{scan.space}"] if scan.space else []), "dwi"])
 
 
 def _facts(made: Mapping[str, Any], model: Mapping[str, Any]) -> list[tuple[str, str]]:

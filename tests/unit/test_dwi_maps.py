@@ -1,6 +1,5 @@
 """Images that are there to be looked at: track density and anisotropy by direction."""
 
-import shutil
 import subprocess
 
 import nibabel as nib
@@ -54,7 +53,6 @@ def test_density_is_that_of_dipy_where_points_are_close():
 
 
 @pytest.mark.mrtrix3
-@pytest.mark.skipif(shutil.which("tckmap") is None, reason="needs MRtrix3")
 def test_density_is_close_to_that_of_tckmap_where_points_are_far_apart(tmp_path):
     streamlines = arcs()
     write_tck(tmp_path / "x.tck", streamlines)
