@@ -63,6 +63,8 @@ class Page(HTMLParser):
             self.faults.append("an image without a description")
         if tag == "th" and values.get("scope") not in ("col", "row"):
             self.faults.append("a head of a table without its scope")
+        if "scroll" in (values.get("class") or "").split() and values.get("tabindex") != "0":
+            self.faults.append("what scrolls cannot be reached by keyboard")
         if any(key.startswith("on") for key in values):
             self.faults.append(f"a script in an attribute of {tag}")
         if tag not in _VOID:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids import atlas
+from bsym_bids.reports.style import SMALL
+from bsym_bids.reports.tiles import Tile, draw_tiles
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -121,15 +123,16 @@ def draw_brain(figure: Figure, values: NDArray[np.floating], scale: Scale) -> No
     table = colour_table(values, scale, colormaps[scale.colours])
     slices = [name for name in views() if name not in _CORTEX]
     upper, lower, right = (0, 0.4, 0.86, 0.6), (0, 0.0, 0.86, 0.4), (0.88, 0.1, 0.016, 0.76)
-    figure.set_layout_engine("none")
-    _row(figure, upper, [(name, _TITLES[name]) for name in _CORTEX], table)
-    _row(figure, lower, [(name, f"z = {_height(name)} mm") for name in slices], table)
+    figure.set_layout_engine(None)
+    for place, names in ((upper, _CORTEX), (lower, slices)):
+        row = [Tile(_coloured(views()[name], table), _title(name)) for name in names]
+        draw_tiles(figure, place, [row])
     bar = figure.add_axes(right)
     mapped = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
     figure.colorbar(mapped, cax=bar, label=scale.label, ticks=scale.ticks)
     bar.set_yticks(scale.ticks, scale.tick_labels)
     if not np.isfinite(values).all():
-        bar.set_title("grey: n/a", fontsize="small", loc="left", pad=8)
+        bar.set_title("grey: n/a", fontsize=SMALL, loc="left", pad=8)
 
 
 def colour_table(
@@ -143,21 +146,6 @@ def colour_table(
     table[1:-1] = colours(np.rint(np.clip(np.nan_to_num(shares), 0, 1) * 63) / 63)
     table[1:-1][~np.isfinite(values)] = _MISSING
     return table
-
-
-def _row(
-    figure: Figure,
-    place: tuple[float, float, float, float],
-    named: list[tuple[str, str]],
-    table: NDArray[np.floating],
-) -> None:
-    left, bottom, width, height = place
-    for index, (name, title) in enumerate(named):
-        each = width / len(named)
-        axes = figure.add_axes((left + index * each, bottom, each * 0.97, height * 0.86))
-        axes.imshow(_coloured(views()[name], table), interpolation="none")
-        axes.set_axis_off()
-        axes.set_title(title, fontsize="small", pad=2)
 
 
 def _coloured(view: NDArray[np.int16], table: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -177,5 +165,6 @@ def edges(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
     return edge
 
 
-def _height(name: str) -> str:
-    return name.removeprefix("axial_").replace("-", "\N{MINUS SIGN}")
+def _title(view: str) -> str:
+    height = view.removeprefix("axial_").replace("-", "\N{MINUS SIGN}")
+    return _TITLES.get(view, f"z = {height} mm")

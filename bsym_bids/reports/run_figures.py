@@ -19,6 +19,7 @@ from bsym_bids.reports.style import (
     LINES,
     MARKERS,
     MUTED,
+    SMALL,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _draw_dvars(
         axes.plot(minutes, change, label=f"{label} cleaning", **style)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("DVARS\n(x median)")
-    axes.legend(loc="upper right", ncols=2, fontsize="small", borderpad=0.1)
+    axes.legend(loc="upper right", ncols=2, fontsize=SMALL, borderpad=0.1)
 
 
 def relative_dvars(series: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -364,7 +365,7 @@ def draw_chords(figure: Figure, attention: NDArray[np.floating], count: int = CH
             direction=1,
             arrow_length_ratio=0.04,
         )
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     axes = figure.add_axes((0.08, 0.08, 0.84, 0.84), projection="polar")
     circos.plotfig(ax=axes)
 
@@ -394,7 +395,7 @@ def draw_network_means(
         if np.isfinite(value):
             ink = LIGHT_MARK if abs(value) > 0.65 * most else DARK_MARK
             text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
-            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+            axes.text(column, row, text, ha="center", va="center", fontsize=SMALL, color=ink)
     axes.set_yticks(range(len(means)), list(networks.NAMES))
     axes.set_xticks(range(len(means)), list(networks.NAMES), rotation=55, ha="right")
     axes.tick_params(length=0)

@@ -16,13 +16,14 @@ from bsym_bids.bold.volumes import READ_ERRORS
 from bsym_bids.errors import BadDataError
 from bsym_bids.reports.brain_map import edges
 from bsym_bids.reports.numbers import plain
-from bsym_bids.reports.style import COLOURS, LIGHT_MARK
+from bsym_bids.reports.style import COLOURS
+from bsym_bids.reports.tiles import Tile, draw_tiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: In inches, at which the type is as in other figures.
-SIZE = (9.2, 4.6)
+SIZE = (9.2, 4.1)
 _N_SUBCORTICAL = 50  # the first ones of the atlas
 _PIXEL = 1.0  # mm
 _MARGIN = 6.0  # mm around what is shown
@@ -125,23 +126,18 @@ def draw_slices(
     low, high = _extent(around)
     if limits is None:
         limits = 0.0, _bright(image, around)
-    figure.set_layout_engine("none")
-    heights = np.array([high[up] - low[up] for _, _, up in _PLANES])
-    bottoms = 1 - np.cumsum(heights) / heights.sum()
-    for (across, right, up), bottom, height in zip(
-        _PLANES, bottoms, heights / heights.sum(), strict=True
-    ):
-        inner = np.linspace(low[across], high[across], _COLUMNS + 4)[2:-2]
-        for column, place in enumerate(inner):
-            axes = figure.add_axes((column / _COLUMNS, bottom, 0.98 / _COLUMNS, height * 0.9))
+    figure.set_layout_engine(None)
+    rows = []
+    for across, right, up in _PLANES:
+        places = np.linspace(low[across], high[across], _COLUMNS + 4)[2:-2]
+        row = []
+        for column, place in enumerate(places):
             points = _plane(across, right, up, place, low, high)
-            axes.imshow(_drawn(points, image, borders, colours, limits), interpolation="none")
-            axes.set_axis_off()
-            title = f"{_NAMES[across]} = {plain(place, 0)} mm"
-            axes.set_title(title, fontsize="small", pad=1)
-            if across and not column:
-                look = {"color": LIGHT_MARK, "weight": "bold", "transform": axes.transAxes}
-                axes.text(0.02, 0.02, "L", **look)
+            pixels = _drawn(points, image, borders, colours, limits)
+            mark = "L" if across and not column else ""
+            row.append(Tile(pixels, f"{_NAMES[across]} = {plain(place, 0)} mm", mark))
+        rows.append(row)
+    draw_tiles(figure, (0, 0, 1, 1), rows)
 
 
 def _extent(around: Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

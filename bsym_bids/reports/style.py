@@ -78,6 +78,10 @@ _VARIABLES: Mapping[str, str] = {
 }
 
 
+#: On screens narrower than this share of a figure it scrolls: smaller type could not be read.
+_NARROWEST = 0.85
+#: Size of the smallest type in figures, pt: 12 pixels, on narrow screens 10.
+SMALL = 9
 _IMAGE_DPI = 144  # of images in figures: sharp on screens with two dots a pixel
 _PALETTE = 256
 _IMAGE_START = "data:image/png;base64,"
@@ -159,8 +163,17 @@ def inline_svg(
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
+        _lay_out(figure)
         figure.savefig(buffer, format="svg", dpi=_IMAGE_DPI, metadata={"Date": None})
     return _themed(with_small_images(buffer.getvalue(), coarseness), name, label)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Give everything its place now: while it is saved, all would be drawn once more for that."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def with_small_images(svg: str, coarseness: int = 1) -> str:
@@ -199,11 +212,10 @@ def _themed(svg: str, name: str, label: str) -> str:
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
     body = re.sub(r"<[^>]*>", lambda tag: _themed_tag(tag[0], name, used), body)
     body = re.sub(r">\s+<", "><", body)
-    # On narrow screens, figures scroll: smaller type could not be read.
     pixels = round(float(width[1]) * 96 / 72)
     return (
         f'<svg class="chart" role="img" aria-label="{escape(label)}" {view[0]} '
-        f'style="width: {pixels}px; min-width: {round(0.7 * pixels)}px">{body}</svg>'
+        f'style="width: {pixels}px; min-width: {round(_NARROWEST * pixels)}px">{body}</svg>'
     )
 
 
