@@ -1,7 +1,7 @@
 """The methods text that writes itself, from the sidecars of what was written."""
 
 from bsym_bids.methods.facts import Facts, facts_of
-from bsym_bids.methods.record import recall, remember
+from bsym_bids.methods.record import recall
 from bsym_bids.methods.text import Paragraph, paragraphs
 from bsym_bids.methods.writing import methods_html, rewrite_methods, write_methods
 
@@ -12,7 +12,6 @@ __all__ = [
     "methods_html",
     "paragraphs",
     "recall",
-    "remember",
     "rewrite_methods",
     "write_methods",
 ]

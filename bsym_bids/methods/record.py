@@ -45,8 +45,8 @@ def locked(output_dir: Path) -> Iterator[None]:
         held.release()
 
 
-def remember(output_dir: Path, facts: Facts) -> None:
-    """Add settings to the record of a dataset. Safe to call from several processes.
+def add(output_dir: Path, facts: Facts) -> None:
+    """Add settings to the record of a dataset, for a caller that has the lock.
 
     Parameters
     ----------
@@ -57,17 +57,9 @@ def remember(output_dir: Path, facts: Facts) -> None:
 
     Raises
     ------
-    InputMissingError
-        There is no such folder.
     CannotCreateOutputError, OutputIOError
         The record cannot be written.
     """
-    with locked(output_dir):
-        add(output_dir, facts)
-
-
-def add(output_dir: Path, facts: Facts) -> None:
-    """Do the same for a caller that has the lock."""
     for block in facts.blocks:
         path = _path(output_dir, block.digest)
         if not path.is_file() or _read(path) is None:

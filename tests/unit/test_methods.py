@@ -24,16 +24,16 @@ from bsym_bids.methods import (
     methods_html,
     paragraphs,
     recall,
-    remember,
     rewrite_methods,
     write_methods,
 )
 from bsym_bids.methods import writing as writing_module
 from bsym_bids.methods.facts import Block, Facts
+from bsym_bids.methods.record import add, locked
 from bsym_bids.methods.references import CITATION, keys_of, parse, references, years_of
 from bsym_bids.methods.sentences import clean, said, spread
 from bsym_bids.methods.writing import markdown_of
-from bsym_bids.outputs.maps import _document, write_group_mean
+from bsym_bids.outputs.maps import Origin, _document, write_group_mean
 from bsym_bids.outputs.names import RunNames, ScanNames, dataset_path, sidecar_of
 from bsym_bids.outputs.predictions import write_predictions
 from bsym_bids.prediction.inventory import Inventory
@@ -289,7 +289,9 @@ class Outputs:
 
     def group(self, key, label="", settings=None, **more):
         """Write a table of the cohort, with the sidecar that it has."""
-        document = _document(key, {"Participants": 9, "Permutations": 99, "Seed": 0, **more})
+        document = _document(
+            key, self.folder, Origin({"Participants": 9, "Permutations": 99, "Seed": 0, **more})
+        )
         path = dataset_path(self.folder, key, label)
         return write_product(path, STUB, document | (settings or {}))
 
@@ -353,7 +355,7 @@ def everything(tmp_path_factory):
     for key in ("identification", "reliability", "recovery"):
         out.group(key)
     out.group("contrast", "x", Contrast="ses-a-ses-b", Difference="ses-a minus ses-b")
-    write_group_mean("fc", np.eye(N_ROIS), out.folder, {"Participants": 9})
+    write_group_mean("fc", np.eye(N_ROIS), out.folder, Origin({"Participants": 9}))
     return out
 
 
@@ -1001,6 +1003,11 @@ def test_the_same_outputs_give_the_same_files(everything):
 
 
 # --- record --------------------------------------------------------------------------------------
+
+
+def remember(output_dir, facts):
+    with locked(output_dir):
+        add(output_dir, facts)
 
 
 def blocks(facts):
