@@ -174,6 +174,12 @@ class PairedPerson:
     a: tuple[tuple[int, ...], ...]
     b: tuple[tuple[int, ...], ...]
 
+    def rows(self) -> Iterator[int]:
+        """Yield all scans."""
+        for state in (self.a, self.b):
+            for scans in state:
+                yield from scans
+
 
 @dataclass(frozen=True, eq=False)
 class Differences:

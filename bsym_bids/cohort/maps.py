@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,7 @@ from bsym_bids.cohort.reliability import table as reliability_table
 from bsym_bids.errors import BadDataError, BsymError, CannotCreateOutputError, OutputIOError
 from bsym_bids.model.weights import resolve_release
 from bsym_bids.outputs.maps import (
+    Origin,
     write_contrast,
     write_group_mean,
     write_identification,
@@ -132,14 +133,17 @@ def map_cohort(
             if len(rows):
                 if len(rows) < len(values):  # else they are not copied
                     values, records = values[rows], [records[row] for row in rows]
+                found.files[kind.key] = {path for one in records for path in kind.sources(one)}
                 _map_kind(found, kind, values, records, inventory, settings, random)
     if len(set(inventory.participants)) > 1 and not found.compared & set(_HALVES.values()):
         _identify_halves(found, inventory, features, random)
     own = {**settings, "LeftOut": found.left_out}
     if found.identified:
-        found.paths += write_identification(found.identified, inventory.output_dir, own)
+        origin = Origin(own, found.files_of(found.identified))
+        found.paths += write_identification(found.identified, inventory.output_dir, origin)
     if found.tables:
-        found.paths += write_reliability(found.tables, inventory.output_dir, own)
+        origin = Origin(own, found.files_of(found.tables))
+        found.paths += write_reliability(found.tables, inventory.output_dir, origin)
     if _EMBEDDINGS & kinds.keys():
         with found.or_warned("network recovery"):
             found.paths += _recover(inventory, model_dir, seed, n_workers, settings)
@@ -158,6 +162,8 @@ class _Found:
         Identification, and tables of reliability.
     left_out : dict of str to list of str
         Scans that lack too much.
+    files : dict of str to set of Path
+        What its features were read from.
     compared : set of str
         Kinds of which people have two scans.
     paths : list of Path
@@ -169,6 +175,7 @@ class _Found:
     identified: dict[str, Sequence[Identification]] = field(default_factory=dict)
     tables: dict[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    files: dict[str, set[Path]] = field(default_factory=dict)
     compared: set[str] = field(default_factory=set)
     paths: list[Path] = field(default_factory=list)
     failures: list[BsymError] = field(default_factory=list)
@@ -183,6 +190,10 @@ class _Found:
         except BsymError as error:
             LOGGER.warning("%s: not there: %s", what, error)
             self.failures.append(error)
+
+    def files_of(self, kinds: Iterable[str]) -> set[Path]:
+        """Return the files of some kinds."""
+        return set[Path]().union(*(self.files.get(kind, ()) for kind in kinds))
 
     def usable_rows(
         self, kind: FeatureKind, values: NDArray[np.floating], labels: Sequence[str]
@@ -230,7 +241,8 @@ def _map_kind(
             )
     if kind.key in _MATRICES:
         own = {**settings, "LeftOut": found.left_out.get(kind.key, [])}
-        found.paths.append(_write_mean(kind.key, values, people, inventory, own))
+        origin = Origin(own, found.files[kind.key])
+        found.paths.append(_write_mean(kind.key, values, people, inventory, origin))
 
 
 def _recover(
@@ -256,7 +268,8 @@ def _recover(
     found = recover_networks(runs, release, seed=seed, n_workers=n_workers)
     if found is None:
         return []
-    return list(write_recovery(found, release, inventory.output_dir, settings))
+    origin = Origin(settings, found.files)
+    return list(write_recovery(found, release, inventory.output_dir, origin))
 
 
 def _settings(inventory: Inventory, n_permutations: int, seed: int) -> dict[str, Any]:
@@ -287,13 +300,13 @@ def _write_mean(
     features: NDArray[np.float32],
     people: Sequence[str],
     inventory: Inventory,
-    settings: Mapping[str, Any],
+    origin: Origin,
 ) -> Path:
     mean = edges_to_matrix(group_mean(features, people).mean, atlas.N_ROIS)
     if _MATRICES[kind]:
         mean = np.tanh(mean)
         np.fill_diagonal(mean, 1)
-    return write_group_mean(kind, mean, inventory.output_dir, settings)
+    return write_group_mean(kind, mean, inventory.output_dir, origin)
 
 
 def _identify_halves(
@@ -323,6 +336,13 @@ def _identify_halves(
             labels = [record.label for record in runs[key]]
             rows = found.usable_rows(kind, both_there, labels)
             if len(rows) > 1:
+                used = [runs[key][row].files for row in rows]
+                found.files[key] = {
+                    files[product]
+                    for files in used
+                    for product in ("denoised", "window_embeddings")
+                    if product in files
+                }
                 found.identified[key] = identify_with_and_without_mean(
                     np.concatenate(
                         [np.stack([stack[row][half] for row in rows]) for half in (0, 1)]
@@ -382,7 +402,7 @@ def map_contrast(text: str, inventory: Inventory, *, n_permutations: int, seed: 
         "Difference": f"{contrast.name_a} minus {contrast.name_b}",
     }
     random = {"n_permutations": n_permutations, "seed": seed}
-    maps: list[tuple[str, ContrastMap | EmbeddingShift, Mapping[str, Any]]] = []
+    maps: list[tuple[str, ContrastMap | EmbeddingShift, Origin]] = []
     for measure in (*MEASURES, _EMBEDDING):
         own = [run for run in runs if measure in run.files]
         pairs, left_out = pair_scans(contrast, [run.entities for run in own], measure)
@@ -394,7 +414,10 @@ def map_contrast(text: str, inventory: Inventory, *, n_permutations: int, seed: 
         people = [f"sub-{person}" for person in sorted([*left_out, *unreadable])]
         of_map = {**settings, "Pairs": len(values), "LeftOut": people}
         found = _contrasted(contrast, measure, values, random)
-        maps += [(f"{measure}{level}", result, of_map) for level, result in found.items()]
+        used = [pair for pair in pairs if pair.participant not in unreadable]
+        files = {own[row].files[measure] for pair in used for row in pair.rows()}
+        origin = Origin(of_map, files)
+        maps += [(f"{measure}{level}", result, origin) for level, result in found.items()]
     if not maps:
         raise BadDataError(
             f"--contrast {text}: fewer than two participants have both, in files that can be read",

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,14 @@ class CohortRecovery:
     ----------
     participants : tuple of str
         Whose runs were looked at.
+    files : tuple of Path
+        Tables of these runs.
     by_feature : mapping of str to sequence of Recovery
         One for each of them, see `bsym_bids.model.networks.FEATURES`.
     """
 
     participants: tuple[str, ...]
+    files: tuple[Path, ...]
     by_feature: Mapping[str, Sequence[Recovery]]
 
     def table(self) -> dict[str, list[Any]]:
@@ -109,8 +113,9 @@ def recover_networks(
     if not done:
         return None
     people = tuple(sorted(done))
+    files = tuple(run.path for run in first if run.participant in done)
     return CohortRecovery(
-        people, {name: [done[person][name] for person in people] for name in FEATURES}
+        people, files, {name: [done[person][name] for person in people] for name in FEATURES}
     )
 
 

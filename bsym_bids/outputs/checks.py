@@ -12,7 +12,7 @@ from bsym_bids.model.checking import ALL, ModelCheck, Row
 from bsym_bids.model.domain import Verdict
 from bsym_bids.model.networks import FEATURES
 from bsym_bids.outputs.descriptions import column_names, columns_of
-from bsym_bids.outputs.names import dataset_path, dataset_products
+from bsym_bids.outputs.names import dataset_path, dataset_products, own_uri
 from bsym_bids.outputs.publish import OutputFile, fingerprint, publish
 from bsym_bids.outputs.sidecars import ATLAS, about_model, software_versions
 from bsym_bids.outputs.tables import Table
@@ -43,7 +43,7 @@ def write_check(check: ModelCheck, derivatives: Path) -> tuple[Path, ...]:
             dataset_path(derivatives, key, check.release.name),
             _table(rows, check, column_names(key)),
             _sidecar(check, key, verdict)
-            | {"Sources": [f"bids::{p.relative_to(derivatives).as_posix()}" for p in paths]},
+            | {"Sources": [own_uri(derivatives, path) for path in paths]},
         )
         for key, rows, verdict, paths in products
         if rows
@@ -62,7 +62,7 @@ def _networks_output(check: ModelCheck, derivatives: Path) -> OutputFile:
             "left_to_right": [recovery.left_to_right for recovery in check.networks.values()],
         }
     )
-    sources = [f"bids::{path.relative_to(derivatives).as_posix()}" for path in check.run_paths]
+    sources = [own_uri(derivatives, path) for path in check.run_paths]
     sidecar = _sidecar(check, "model_networks", None) | {"Sources": sources}
     path = dataset_path(derivatives, "model_networks", check.release.name)
     return OutputFile(path, table, sidecar)

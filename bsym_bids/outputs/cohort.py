@@ -12,7 +12,7 @@ from bsym_bids.bold.scaling import RoiStatistics
 from bsym_bids.cohort.scaling import CohortScaling
 from bsym_bids.errors import BadDataError
 from bsym_bids.outputs.descriptions import columns_of
-from bsym_bids.outputs.names import COHORT_SCALING, dataset_path, dataset_products
+from bsym_bids.outputs.names import COHORT_SCALING, dataset_path, dataset_products, own_uri
 from bsym_bids.outputs.publish import OutputFile, publish
 from bsym_bids.outputs.reading import read_roi_column, read_sidecar
 from bsym_bids.outputs.sidecars import ATLAS, software_versions
@@ -53,7 +53,7 @@ def write_cohort_scaling(scaling: CohortScaling, output_dir: Path, expected: str
     )
     sidecar: dict[str, Any] = {
         "Description": dataset_products()[COHORT_SCALING].description,
-        "Sources": [f"bids::{path.relative_to(output_dir).as_posix()}" for path in scaling.runs],
+        "Sources": [own_uri(output_dir, path) for path in scaling.runs],
         "Atlas": ATLAS,
         "SoftwareVersions": software_versions(),
         "TimeSeriesSettings": dict(scaling.timeseries),

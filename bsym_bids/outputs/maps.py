@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +19,63 @@ from bsym_bids.cohort.recovery import CohortRecovery
 from bsym_bids.model.weights import Release
 from bsym_bids.outputs.dataset import describe_rois
 from bsym_bids.outputs.descriptions import columns_of
-from bsym_bids.outputs.names import dataset_path, dataset_products
+from bsym_bids.outputs.names import dataset_path, dataset_products, own_uri
 from bsym_bids.outputs.publish import OutputFile, explained, fingerprint, publish
 from bsym_bids.outputs.sidecars import ATLAS, software_versions
 from bsym_bids.outputs.tables import Matrix, Table
 from bsym_bids.prediction.features import feature_kinds
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a map was made of, and how.
+
+    Attributes
+    ----------
+    settings : mapping
+        For the sidecar.
+    files : collection of Path
+        Of the dataset.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    files: Collection[Path] = ()
+
+
 def write_identification(
-    results: Mapping[str, Sequence[Identification]], output_dir: Path, settings: Mapping[str, Any]
+    results: Mapping[str, Sequence[Identification]], output_dir: Path, origin: Origin
 ) -> tuple[Path, ...]:
     """Publish how often people are identified by each kind of features, with a figure."""
     from bsym_bids.reports.cohort_figures import draw_identification
 
     table = _stacked({kind: identification.table(found) for kind, found in results.items()})
-    path = _publish(output_dir, "identification", "", table, settings)
+    path = _publish(output_dir, "identification", "", table, origin)
     titled = {_title(kind): found for kind, found in results.items()}
     figure = _draw(output_dir, "identification", lambda to: draw_identification(titled, to))
     return path, figure
 
 
 def write_reliability(
-    tables: Mapping[str, Mapping[str, Sequence[Any]]],
-    output_dir: Path,
-    settings: Mapping[str, Any],
+    tables: Mapping[str, Mapping[str, Sequence[Any]]], output_dir: Path, origin: Origin
 ) -> tuple[Path, ...]:
     """Publish the reliability of each kind of features by network, with a figure."""
     from bsym_bids.reports.cohort_figures import draw_reliability
 
-    path = _publish(output_dir, "reliability", "", _stacked(tables), settings)
+    path = _publish(output_dir, "reliability", "", _stacked(tables), origin)
     titled = {_title(kind): table for kind, table in tables.items()}
     figure = _draw(output_dir, "reliability", lambda to: draw_reliability(titled, to))
     return path, figure
 
 
 def write_recovery(
-    found: CohortRecovery, release: Release, output_dir: Path, settings: Mapping[str, Any]
+    found: CohortRecovery, release: Release, output_dir: Path, origin: Origin
 ) -> tuple[Path, ...]:
     """Publish the network recovery of a cohort, with a figure."""
     from bsym_bids.reports.cohort_figures import draw_recovery
 
     path = dataset_path(output_dir, "recovery", "")
     table = found.table()
-    document = _document("recovery", settings) | columns_of("recovery", table)
+    document = _document("recovery", output_dir, origin) | columns_of("recovery", table)
     document["RecoveredParticipants"] = [f"sub-{person}" for person in found.participants]
     publish([OutputFile(path, Table(table), document)], fingerprint(document))
     figure = _draw(output_dir, "networkrecovery", lambda to: draw_recovery(table, release.name, to))
@@ -68,13 +83,13 @@ def write_recovery(
 
 
 def write_group_mean(
-    kind: str, mean: NDArray[np.float64], output_dir: Path, settings: Mapping[str, Any]
+    kind: str, mean: NDArray[np.float64], output_dir: Path, origin: Origin
 ) -> Path:
     """Publish the mean over people of a matrix (450, 450)."""
     path = dataset_path(output_dir, "group_mean", kind)
     names = atlas.roi_names()
-    document = _document("group_mean", settings) | {"Atlas": ATLAS} | columns_of("group_mean")
-    document |= describe_rois()
+    document = _document("group_mean", output_dir, origin) | {"Atlas": ATLAS}
+    document |= columns_of("group_mean") | describe_rois()
     document |= {"Directed": False, "Weighted": True, "Features": kind}
     publish([OutputFile(path, Matrix(mean, names, rows=names), document)], fingerprint(document))
     return path
@@ -82,16 +97,16 @@ def write_group_mean(
 
 def write_contrast(
     wanted: Contrast,
-    maps: Sequence[tuple[str, ContrastMap | EmbeddingShift, Mapping[str, Any]]],
+    maps: Sequence[tuple[str, ContrastMap | EmbeddingShift, Origin]],
     output_dir: Path,
 ) -> tuple[Path, ...]:
-    """Publish the maps of a contrast, each with what it is of and its settings, with figures."""
+    """Publish the maps of a contrast, each with what it is of and its origin, with figures."""
     from bsym_bids.reports import cohort_figures as figures
 
     paths: list[Path] = []
-    for name, found, settings in maps:
+    for name, found, origin in maps:
         label = f"{wanted.entity}{wanted.a}{wanted.entity}{wanted.b}{name}"
-        paths.append(_publish(output_dir, "contrast", label, found.table(), settings))
+        paths.append(_publish(output_dir, "contrast", label, found.table(), origin))
         if name.endswith("pairs"):
             paths.append(_draw(output_dir, label, _drawn(figures.draw_network_matrix, found)))
         elif name.endswith("rois"):
@@ -127,18 +142,19 @@ def _publish(
     key: str,
     label: str,
     table: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    origin: Origin,
 ) -> Path:
     path = dataset_path(output_dir, key, label)
-    document = _document(key, settings) | columns_of(key, table)
+    document = _document(key, output_dir, origin) | columns_of(key, table)
     publish([OutputFile(path, Table(table), document)], fingerprint(document))
     return path
 
 
-def _document(key: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _document(key: str, output_dir: Path, origin: Origin) -> dict[str, Any]:
     return {
         "Description": dataset_products()[key].description,
-        "GroupSettings": dict(settings),
+        "Sources": [own_uri(output_dir, path) for path in sorted(origin.files)],
+        "GroupSettings": dict(origin.settings),
         "SoftwareVersions": software_versions(),
     }
 

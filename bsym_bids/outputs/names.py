@@ -228,7 +228,7 @@ class Names(ABC):
 
     def uri(self, key: str) -> str:
         """Return the BIDS URI of a product within the output dataset."""
-        return "bids::" + self.path(key).relative_to(self.output_dir).as_posix()
+        return own_uri(self.output_dir, self.path(key))
 
     def _file(self, product: Product, stat: str, extension: str) -> Path:
         name = self.stem
@@ -352,6 +352,11 @@ class ScanNames(Names):
             product = _all_products()[TRACTOGRAM]
             paths |= {self._file(product, "", f".{kind}") for kind in TRACTOGRAM_FORMATS}
         return tuple(sorted(paths))
+
+
+def own_uri(output_dir: Path, path: Path) -> str:
+    """Return the BIDS URI of a file within the output dataset."""
+    return f"bids::{path.relative_to(output_dir).as_posix()}"
 
 
 def dataset_path(output_dir: Path, key: str, label: str = "") -> Path:

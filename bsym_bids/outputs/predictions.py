@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids.outputs.descriptions import Described, Words, column_names, columns_of
-from bsym_bids.outputs.names import dataset_path, dataset_products
+from bsym_bids.outputs.names import dataset_path, dataset_products, own_uri
 from bsym_bids.outputs.publish import OutputFile, fingerprint, publish, write_whole
 from bsym_bids.outputs.sidecars import software_versions
 from bsym_bids.outputs.tables import Table, Text
@@ -54,6 +54,8 @@ class Applied:
         (N,) by name; NaN where they are not known.
     about : mapping
         For the sidecar: where the predictors come from, and how good they were there.
+    files : collection of Path
+        What the features were read from.
     """
 
     target: Target
@@ -62,6 +64,7 @@ class Applied:
     shares: Mapping[str, NDArray[np.float64]]
     confounds: Mapping[str, NDArray[np.float64]]
     about: Mapping[str, Any]
+    files: Collection[Path] = ()
 
     @property
     def shown(self) -> str:
@@ -98,7 +101,7 @@ def write_predictions(
         "prediction_scores": _scores_table(result),
         "prediction_comparisons": _comparisons_table(result),
     }
-    main = f"bids::{dataset_path(output_dir, 'predictions', label).name}"
+    main = own_uri(output_dir, dataset_path(output_dir, "predictions", label))
     outputs = [
         OutputFile(
             dataset_path(output_dir, key, label),
@@ -355,6 +358,7 @@ def write_applied(applied: Applied, inventory: Inventory, uses: Uses) -> Path:
     described = columns_of("applied_predictions", table, words, _units(target))
     document = {
         "Description": dataset_products()["applied_predictions"].description,
+        "Sources": [own_uri(inventory.output_dir, path) for path in applied.files],
         "SoftwareVersions": software_versions(),
         **_without_nan(applied.about),
     } | _with_candidate(described, shown)

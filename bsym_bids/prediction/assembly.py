@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,11 +50,12 @@ class Source:
         self._problems.update(dict.fromkeys(found.problems))
         return found
 
-    def files(self, units: Sequence[Unit]) -> list[Path]:
-        """Return the files that features of units were read from, sorted."""
+    def files(self, units: Sequence[Unit], keys: Collection[str] | None = None) -> list[Path]:
+        """Return the files that features of units, or kinds of them, were read from, sorted."""
         used = {
             path
-            for kind in self.kinds.values()
+            for key, kind in self.kinds.items()
+            if keys is None or key in keys
             for unit in units
             for record in self.inventory.of_unit(unit, kind.modality)
             if not self.store.problem(kind, record)

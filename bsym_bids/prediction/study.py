@@ -16,6 +16,7 @@ from bsym_bids import __version__
 from bsym_bids.config import RunConfig
 from bsym_bids.errors import BadDataError, BsymError, InputMissingError, UsageError
 from bsym_bids.model.weights import resolve_release
+from bsym_bids.outputs.names import own_uri
 from bsym_bids.outputs.predictions import Applied, write_applied, write_predictions
 from bsym_bids.prediction.assembly import Source, gated_embeddings, make_kernels
 from bsym_bids.prediction.bias import correct_bias
@@ -285,7 +286,7 @@ class Study:
             found.append(f"bids:raw:{table.relative_to(self.config.bids_dir).as_posix()}")
         output_dir = self.inventory.output_dir
         files = self.source.files(question.units)
-        return found + [f"bids::{path.relative_to(output_dir).as_posix()}" for path in files]
+        return found + [own_uri(output_dir, path) for path in files]
 
     def _settings(
         self, question: Question, cohort: Cohort, evaluation: Evaluation
@@ -381,6 +382,7 @@ class Study:
             {key: head.shares for key, head in usable.items()},
             known,
             {"Head": path.name, **file.about},
+            self.source.files(units, features),
         )
         kinds = [self.source.kinds[kind] for kind in features]
         uses = self.source.store.uses(kinds, self.inventory.records)

@@ -11,6 +11,11 @@ from conftest import run_command
 
 from bsym_bids.simulation.cohort import simulate_recipe
 from bsym_bids.simulation.cohort_files import Layout, write_cohort
+from tests.dataset_checks import (
+    assert_columns_are_described,
+    assert_sources_resolve,
+    assert_strictly_valid,
+)
 
 FEW = ("--repeats", 1, "--permutations", 19, "--bootstrap", 50, "--folds", 3)
 
@@ -111,11 +116,17 @@ def test_the_same_call_gives_the_same_bytes(predicted):
     assert [path.read_bytes() for path in paths] == before
 
 
-def test_maps_without_labels(cohort):
-    folder, _ = cohort
-    few = ("--participant-label", *cohort[1].participants[:4])
+@pytest.fixture(scope="module")
+def mapped(cohort):
+    folder, simulated = cohort
+    few = ("--participant-label", *simulated.participants[:4])
     done = run_command(folder / "bids", folder / "out", "group", "--permutations", 19, *few)
     assert done.code == 0, done.err
+    return folder
+
+
+def test_maps_without_labels(mapped):
+    folder = mapped
     found = table(folder / "out" / "desc-identification_stat.tsv")
     assert set(found["comparison"]) == {"half"}
     assert (folder / "out" / "desc-fcmean_relmat.tsv").is_file()
@@ -124,6 +135,17 @@ def test_maps_without_labels(cohort):
     assert recovered["accuracy"]["embedding"] > recovered["accuracy"]["shuffled"]
     for name in ("identification", "networkrecovery"):
         assert (folder / "out" / f"desc-{name}_figure.svg").is_file()
+
+
+def test_all_outputs_are_valid_described_and_traceable(predicted, mapped, tmp_path):
+    folder, _, head = predicted
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    done = run_command(folder / "bids", out, "group", "--apply-head", head)
+    assert done.code == 0, done.err
+    assert (out / "desc-ageapplied_predictions.tsv").is_file()
+    assert_strictly_valid(out, tmp_path)
+    assert_columns_are_described(out)
+    assert_sources_resolve(out, "desc-*.json")  # the simulation writes some products only
 
 
 @pytest.mark.parametrize(

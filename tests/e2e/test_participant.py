@@ -18,8 +18,12 @@ from conftest import participant_level, run_command
 
 from bsym_bids import atlas
 from bsym_bids.outputs.names import products, sidecar_of
-from tests.bids_validation import extended_schema_file, validate
-from tests.dataset_checks import assert_columns_are_described, assert_sources_resolve
+from tests.bids_validation import validate
+from tests.dataset_checks import (
+    assert_columns_are_described,
+    assert_sources_resolve,
+    assert_strictly_valid,
+)
 
 #: What every run gives, whatever it is.
 SURE = [product for product in products().values() if not product.optional]
@@ -116,11 +120,7 @@ def test_dataset_is_valid_bids(finished):
 
 
 def test_names_are_valid_in_the_extended_schema(finished, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(finished[0], out, ignore=shutil.ignore_patterns("work", "logs", "*.html"))
-    (out / ".bidsignore").unlink()  # nothing is left out of the check
-    issues = validate(out, extended_schema_file(tmp_path))
-    assert [issue for issue in issues if issue.severity == "error"] == []
+    assert_strictly_valid(finished[0], tmp_path)
 
 
 def test_second_run_changes_nothing(dataset, finished, small_model, tmp_path):

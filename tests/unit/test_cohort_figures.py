@@ -94,6 +94,7 @@ def test_recovery_shows_means_spreads_and_chance(tmp_path, drawn):
     rng = np.random.default_rng(0)
     found = CohortRecovery(
         ("a", "b", "c"),
+        (),
         {name: [Recovery(*rng.random(2)) for _ in range(3)] for name in FEATURES},
     )
     columns = found.table()
@@ -111,7 +112,7 @@ def test_recovery_shows_means_spreads_and_chance(tmp_path, drawn):
 
 
 def test_recovery_of_one_person_has_no_spread():
-    columns = CohortRecovery(("a",), {"code": [Recovery(0.5, 0.25)]}).table()
+    columns = CohortRecovery(("a",), (), {"code": [Recovery(0.5, 0.25)]}).table()
     assert np.isnan(columns["accuracy_sd"][0]) and columns["n_people"] == [1]
     assert columns["chance"][0] == pytest.approx(91 / 450)
 

@@ -68,7 +68,16 @@ def test_what_cannot_be_read_leaves_out_its_person_alone(tmp_path, caplog):
     for measure, file, person in (("connectivity", matrix, "02"), ("embedding", table, "03")):
         own = settings(path_of(tmp_path, f"sesasesb{measure}rois"))
         assert own["Pairs"] == 3 and own["LeftOut"] == [f"sub-{person}", "sub-05"]
+        used = [run.files[measure] for run in bold if run.participant not in (person, "05")]
+        assert sources(path_of(tmp_path, f"sesasesb{measure}rois")) == set(used)
         assert f"{measure}: left out, sub-{person}: {file}" in caplog.text
+
+
+def sources(path):
+    """The files that a map says it was made of."""
+    uris = json.loads(sidecar_of(path).read_text())["Sources"]
+    assert len(set(uris)) == len(uris)
+    return {path.parent / uri.removeprefix("bids::") for uri in uris}
 
 
 def test_each_map_records_its_own_pairs(tmp_path, caplog):
@@ -104,6 +113,11 @@ def test_a_scan_of_few_rois_ends_no_map(tmp_path, caplog):
     table = path_of(out, "identification").read_text()
     assert "fc\tsession" in table and "bs_functional_mean\tsession" in table
     assert path_of(out, "reliability") in paths
+    for name in ("identification", "reliability"):
+        assert {path.name.split("_")[0] for path in sources(path_of(out, name))} == {
+            f"sub-{person}" for person in ("01", "02", "03")
+        }
+        assert all(path.is_file() for path in sources(path_of(out, name)))
     assert "functional connectivity: left out" in caplog.text
     left_out = settings(path_of(out, "identification"))["LeftOut"]
     assert set(left_out) == {"fc", "fc_tangent"}

@@ -93,21 +93,24 @@ def write_predicted_elsewhere(kind, unit, inventory):
     write_applied(applied, inventory, {})
 
 
+ORIGIN = written.Origin()
+
+
 def write_maps(out, release):
     """Write the tables of the group level."""
-    written.write_identification({"fc": identifications()}, out, {})
+    written.write_identification({"fc": identifications()}, out, ORIGIN)
     features = np.random.default_rng(0).standard_normal((8, N))
     columns = table(reliability(features, [*range(4)] * 2), roi_networks(atlas.networks()))
-    written.write_reliability({"fc": columns, "sc": columns}, out, {})
-    recovered = CohortRecovery(("01", "02"), dict.fromkeys(FEATURES, [Recovery(0.5, 0.4)] * 2))
-    written.write_recovery(recovered, release, out, {})
-    written.write_group_mean("fc", np.ones((N, N)), out, {})
+    written.write_reliability({"fc": columns, "sc": columns}, out, ORIGIN)
+    recovered = CohortRecovery(("01", "02"), (), dict.fromkeys(FEATURES, [Recovery(0.5, 0.4)] * 2))
+    written.write_recovery(recovered, release, out, ORIGIN)
+    written.write_group_mean("fc", np.ones((N, N)), out, ORIGIN)
     contrast = Contrast("ses", "a", "b")
     moved = np.random.default_rng(1).standard_normal((6, N, 2))
     shift = embedding_shift(contrast, moved, atlas.roi_names(), atlas.networks())
     found = {f"connectivity{part}": one for part, one in maps(people=6).items()}
     found["embeddingrois"] = shift
-    written.write_contrast(contrast, [(name, one, {}) for name, one in found.items()], out)
+    written.write_contrast(contrast, [(name, one, ORIGIN) for name, one in found.items()], out)
 
 
 @pytest.fixture(scope="module")
