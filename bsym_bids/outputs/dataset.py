@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 from bsym_bids import __version__, atlas
 from bsym_bids.errors import CannotCreateOutputError, OutputIOError
@@ -217,6 +218,12 @@ def describe_rois() -> dict[str, dict[str, str]]:
         }
         for roi in atlas.rois()
     }
+
+
+def linked_folders(output_dir: Path) -> dict[str, str]:
+    """Return the folders of the datasets that an output dataset was made from, by their names."""
+    links = _read_links(output_dir / "dataset_description.json")
+    return {name: unquote(urlparse(str(uri)).path) for name, uri in links.items()}
 
 
 def _read_json(path: Path) -> Any:

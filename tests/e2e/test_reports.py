@@ -134,6 +134,7 @@ def test_a_participant_who_fails_has_a_page_that_says_why(bids, small_model, tmp
     page = check_page(out / "sub-01.html")
     assert "Failed" in page.said and image.name in page.said
     assert "What to do:" in page.said and "Crash files" in page.said
+    assert str(bids) not in page.text and f"fmriprep:sub-01/ses-1/func/{image.name}" in page.said
     (series,) = read_record(out, "01").series
     assert series.status == "failed" and series.files["series"].startswith("fmriprep:")
 
