@@ -139,7 +139,7 @@ def _judge(
         return Verdict(DOUBTFUL, said)
     least = ALLOWED_GAIN if math.isnan(own) else ALLOWED_SHARE * own
     if gain < least:
-        said += f"; but data like those it was trained on allow at least {least:.2f}"
+        said += f"; but on data like those it was trained on the gain is at least {least:.2f}"
         return Verdict(DOUBTFUL, said)
     return Verdict(IN_DOMAIN, said)
 

@@ -29,6 +29,7 @@ from bsym_bids.prediction.scores import (
     residuals,
 )
 from bsym_bids.prediction.store import Use
+from bsym_bids.reports.pages import without_places
 from bsym_bids.reports.prediction_page import prediction_page
 
 LOGGER = logging.getLogger("bsym_bids")
@@ -116,7 +117,8 @@ def write_predictions(
     publish(outputs, fingerprint(result.settings))
     page = dataset_path(output_dir, "prediction_page", label)
     links = {output.path.name: output.path.name for output in outputs}
-    write_whole(page, Text(prediction_page(result, title=result.question.target.name, links=links)))
+    text = prediction_page(result, title=result.question.target.name, links=links)
+    write_whole(page, Text(without_places(text, output_dir)))
     return (*(output.path for output in outputs), page)
 
 

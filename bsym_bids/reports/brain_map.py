@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids import atlas
-from bsym_bids.reports.style import SMALL
+from bsym_bids.reports.style import INK, SMALL
 from bsym_bids.reports.tiles import Tile, draw_tiles
 
 if TYPE_CHECKING:
@@ -125,7 +125,11 @@ def draw_brain(figure: Figure, values: NDArray[np.floating], scale: Scale) -> No
     upper, lower, right = (0, 0.4, 0.86, 0.6), (0, 0.0, 0.86, 0.4), (0.88, 0.1, 0.016, 0.76)
     figure.set_layout_engine(None)
     for place, names in ((upper, _CORTEX), (lower, slices)):
-        row = [Tile(_coloured(views()[name], table), _title(name)) for name in names]
+        marks = ["L" * (names is slices and not index) for index in range(len(names))]
+        row = [
+            Tile(_coloured(views()[name], table), _title(name), mark, INK)
+            for name, mark in zip(names, marks, strict=True)
+        ]
         draw_tiles(figure, place, [row])
     bar = figure.add_axes(right)
     mapped = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)

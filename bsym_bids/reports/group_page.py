@@ -468,7 +468,7 @@ def _common_text(rule: Rule, colour: str, rows: Sequence[Row]) -> str:
     own = of_modality(rows, rule.modality)
     lights = [light for row in own for light in row.lights if light.rule == rule.key]
     same = [light for light in lights if light.colour == colour]
-    said = f"{capital(WORDS[colour])}: {len(same):,} of {len(own):,}, which are not listed for it."
+    said = f"{capital(WORDS[colour])}: {len(same):,} of {len(own):,}, which is not said of each."
     return f"{said} {same[0].short} {same[0].why}".rstrip()
 
 
@@ -509,12 +509,14 @@ def lists_of(rows: Sequence[Row], common: Common) -> list[List]:
     for row in rows:
         own = _own(row.reasons, common)
         colour = worst(light.colour for light in own if light.concerns == DATA)
-        said = (*(light.reason for light in own), *_poor(row))
+        if row.colour(DATA) == RED:  # whoever is not to be used is listed, for whatever reason
+            colour = RED
+        said = (*(light.reason for light in own), *_as_most(row, common), *_poor(row))
         if colour in (RED, AMBER):
             found["exclude" if colour == RED else "look"].append(Listed(row, colour, said))
         elif own:
             found["of-model"].append(Listed(row, worst(light.colour for light in own), said))
-        elif said:
+        elif _poor(row):
             found["unusual"].append(Listed(row, GREEN, said))
     return [_list(*entry, found[entry[0]]) for entry in _LISTS if found[entry[0]]]
 
@@ -530,6 +532,16 @@ def _list(name: str, title: str, text: str, listed: Sequence[Listed]) -> List:
 def _own(lights: Iterable[Light], common: Common) -> list[Light]:
     """Return the lights that most others do not have, too."""
     return [light for light in lights if (light.rule, light.colour) not in common]
+
+
+def _as_most(row: Row, common: Common) -> tuple[str, ...]:
+    """Name the lights of the data that most others have, too."""
+    titles = [
+        within(light.title)
+        for light in row.reasons
+        if light.concerns == DATA and (light.rule, light.colour) in common
+    ]
+    return (f"As most: {', '.join(titles)}.",) if titles else ()
 
 
 def _poor(row: Row) -> tuple[str, ...]:
@@ -555,7 +567,7 @@ def _cells(row: Row, shown: Sequence[Measure], common: Common) -> dict[str, Any]
     found = [row.failure] if row.failure else []
     # Reasons of the model's verdict are long, and in the participant's report.
     found += [x.short if x.concerns == MODEL else x.reason for x in _own(row.reasons, common)]
-    found += _not_judged(_own(row.unjudged, common))
+    found += [*_as_most(row, common), *_not_judged(_own(row.unjudged, common))]
     return {
         "row": row,
         "kind": KINDS.get(row.modality, NOT_AVAILABLE),

@@ -8,7 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
+
+from bsym_bids.outputs.dataset import linked_folders
 
 FOLDER = Path(__file__).parents[1] / "data" / "reports"
 
@@ -35,6 +37,16 @@ def render(template: str, **values: Any) -> str:
 def local_link(path: str) -> str:
     """Return the address of a file, relative to the page: never of another place, or a script."""
     return quote(path, safe="/")
+
+
+def without_places(page: str, output_dir: Path) -> str:
+    """Name files by their datasets: where these lie on this machine is nobody's business."""
+    names = {folder: f"{name}:" for name, folder in linked_folders(output_dir).items()}
+    names[str(output_dir)] = ""
+    for folder in sorted(names, key=len, reverse=True):  # one may lie in another
+        if folder.strip("/"):
+            page = page.replace(f"{escape(folder)}/", str(escape(names[folder])))
+    return page
 
 
 @cache

@@ -15,13 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from markupsafe import escape
-
 from bsym_bids import __version__
 from bsym_bids.errors import NothingSelectedError
 from bsym_bids.methods import methods_html
 from bsym_bids.methods.facts import facts_of
-from bsym_bids.outputs.dataset import linked_folders
 from bsym_bids.outputs.names import participant_page
 from bsym_bids.outputs.participant_record import Series, read_record
 from bsym_bids.outputs.publish import explained, write_whole
@@ -29,7 +26,7 @@ from bsym_bids.outputs.reading import WrittenConnectome, find_connectomes, find_
 from bsym_bids.outputs.tables import Text
 from bsym_bids.reports.lights import MODEL, Light, lights_of, overall
 from bsym_bids.reports.measures import SeriesMeasures, measure_participant
-from bsym_bids.reports.pages import render
+from bsym_bids.reports.pages import render, without_places
 from bsym_bids.reports.parts import SeriesSection, plural
 from bsym_bids.reports.run_section import run_section
 from bsym_bids.reports.scan_section import scan_section, scan_title
@@ -147,17 +144,7 @@ def render_participant(output_dir: Path, label: str) -> str:
         warnings=list(dict.fromkeys(said for one in sections for said in one.warnings)),
         is_on_record=bool(record.version),
     )
-    return _without_places(page, output_dir)
-
-
-def _without_places(page: str, output_dir: Path) -> str:
-    """Name files by their datasets: where these lie on this machine is nobody's business."""
-    names = {folder: f"{name}:" for name, folder in linked_folders(output_dir).items()}
-    names[str(output_dir)] = ""
-    for folder in sorted(names, key=len, reverse=True):  # one may lie in another
-        if folder.strip("/"):
-            page = page.replace(f"{escape(folder)}/", str(escape(names[folder])))
-    return page
+    return without_places(page, output_dir)
 
 
 def _sections(output_dir: Path, label: str, unread: list[str]) -> list[SeriesSection]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -112,6 +112,8 @@ class SeriesSection:
 
 LOGGER = logging.getLogger("bsym_bids")
 _PIXELS_PER_INCH, _NARROWEST = 96, 480
+#: ROIs that are named where some lack something.
+MOST_NAMED = 12
 
 
 class Figures:
@@ -163,6 +165,12 @@ class Figures:
             LOGGER.warning("%s cannot be shown", label, exc_info=error)
             said = f"{label}: cannot be shown. {type(error).__name__}: {error}"
             return Chart(Markup(""), said)
+
+
+def named(rois: Sequence[str]) -> str:
+    """Return names of ROIs after their number: ``: A, B``, the first of many, nothing of none."""
+    more = f" and {len(rois) - MOST_NAMED} more" if len(rois) > MOST_NAMED else ""
+    return f": {', '.join(rois[:MOST_NAMED])}{more}" if rois else ""
 
 
 def plural(count: int, one: str, more: str = "") -> str:

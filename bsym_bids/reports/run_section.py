@@ -24,9 +24,10 @@ from bsym_bids.outputs.reading import (
 )
 from bsym_bids.reports import brain_map, networks, run_figures
 from bsym_bids.reports.numbers import NONE, plain
-from bsym_bids.reports.parts import Block, Figures, SeriesSection, Table, plural
+from bsym_bids.reports.parts import Block, Figures, SeriesSection, Table, named, plural
 from bsym_bids.reports.slices import SIZE as SLICES_SIZE
 from bsym_bids.reports.slices import Image, atlas_borders, draw_slices, read_image
+from bsym_bids.reports.style import MUTED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +120,10 @@ def _facts(run: WrittenRun, model: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Does it know the data", f"{domain.get('Verdict', NONE)}: {domain.get('Reason', NONE)}"),
         ("Scaling", str(embedded.get("Scaling", NONE))),
         ("Windows", f"{len(onsets)} of {model.get('WindowLength', NONE)} frames"),
-        ("Missing for the model", f"{plural(len(missing), 'ROI')} of {atlas.N_ROIS}"),
+        (
+            "Missing for the model",
+            f"{plural(len(missing), 'ROI')} of {atlas.N_ROIS}{named(missing)}",
+        ),
     ]
 
 
@@ -220,12 +224,13 @@ def _connectivity(names: RunNames, figures: Figures) -> Block:
                     limits=(-1, 1),
                     colours="RdBu_r",
                     label="Pearson correlation",
+                    ground=MUTED,
                 ),
                 run_figures.MATRIX_SIZE,
                 "Functional connectivity, network by network",
                 "Red squares along the diagonal are networks. A matrix that is red all over has"
-                " motion or breathing left in it; one without structure has little signal. Empty"
-                " rows: ROIs that were not measured.",
+                " motion or breathing left in it; one without structure has little signal. Dark"
+                " grey rows: ROIs that were not measured.",
             ),
             figures.chart(
                 lambda figure: run_figures.draw_network_means(
@@ -326,10 +331,10 @@ def _attention(names: RunNames, figures: Figures) -> Block:
                 lambda figure: run_figures.draw_chords(figure, matrix),
                 run_figures.CHORD_SIZE,
                 "The strongest attention between two ROIs",
-                f"The {run_figures.CHORDS} strongest pairs of different ROIs: arrows lead from the"
-                " ROI that is looked at, whose network gives the colour, to the one that looks."
-                " Stronger is less transparent. ROIs lie on the circle network by network, those"
-                " on the left first.",
+                f"The {run_figures.CHORDS} strongest pairs of different ROIs, in the colour of"
+                " the network of the ROI that is looked at. Those near the strongest are less"
+                " transparent; the table has the first ones with their numbers. ROIs lie on the"
+                " circle network by network, those on the left first.",
             ),
         ),
         (_strongest_table(names, matrix),),
@@ -436,16 +441,20 @@ def _separability(names: RunNames) -> tuple[Table, ...]:
         found = network_separability(names)
     except BadDataError:
         return ()
+    shares = {_SEPARATED[key]: value for key, value in found.items()}
+    return (separability_table(f"{names.stem}-networks", shares),)
+
+
+def separability_table(name: str, shares: Mapping[str, float]) -> Table:
+    """Return the table of shares of `same_network_share`, by what ROIs are similar in."""
     sizes = np.array(list(networks.sizes().values()))
     chance = float((sizes * (sizes - 1)).sum() / (sizes.sum() * (sizes.sum() - 1)))
-    rows = [(_SEPARATED[key], "", (plain(100 * value, 0),)) for key, value in found.items()]
-    return (
-        Table(
-            f"{names.stem}-networks",
-            "Network separability: ROIs whose most similar other ROI is of the same network",
-            ("By similarity of", "ROIs (%)"),
-            (*rows, ("Chance", "", (plain(100 * chance, 0),))),
-        ),
+    rows = {**shares, "Chance": chance}
+    return Table(
+        name,
+        "Network separability: ROIs whose most similar other ROI is of the same network",
+        ("By similarity of", "ROIs (%)"),
+        tuple((said, "", (plain(100 * share, 0),)) for said, share in rows.items()),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bsym_bids import atlas
 from bsym_bids.errors import BadDataError
 from bsym_bids.outputs.reading import (
     WrittenConnectome,
@@ -19,8 +20,14 @@ from bsym_bids.outputs.reading import (
 )
 from bsym_bids.reports import brain_map, run_figures
 from bsym_bids.reports.numbers import NONE, plain
-from bsym_bids.reports.parts import Block, Figures, SeriesSection, Table, plural
-from bsym_bids.reports.run_section import MEANS_SIZE, scale_of_norms, sidecar_or_nothing
+from bsym_bids.reports.parts import Block, Figures, SeriesSection, Table, named, plural
+from bsym_bids.reports.run_section import (
+    MEANS_SIZE,
+    same_network_share,
+    scale_of_norms,
+    separability_table,
+    sidecar_or_nothing,
+)
 from bsym_bids.reports.slices import SIZE as SLICES_SIZE
 from bsym_bids.reports.slices import Border, Image, atlas_borders, draw_slices, read_image
 from bsym_bids.reports.style import COLOURS, GRID, MUTED
@@ -108,7 +115,21 @@ def _facts(made: Mapping[str, Any], model: Mapping[str, Any]) -> list[tuple[str,
         ("Model", f"{about.get('Name', NONE)}, version {about.get('Version', NONE)}"),
         ("Does it know the data", f"{domain.get('Verdict', NONE)}: {domain.get('Reason', NONE)}"),
         ("Input of the model", f"{used.get('Measure', NONE)}, {used.get('Transform', NONE)}"),
+        ("Depth", _depth(model)),
     ]
+
+
+def _depth(model: Mapping[str, Any]) -> str:
+    """Say what counts were multiplied by, so that there are as many as the model was made for."""
+    factor, between = model.get("DepthFactor"), model.get("StreamlinesBetweenROIs")
+    expected = model.get("StreamlinesExpectedByModel")
+    if not isinstance(factor, int | float) or factor == 1:
+        return "streamline counts as they are"
+    said = f"streamline counts times {plain(float(factor), 2)}"
+    if isinstance(between, int | float) and expected:
+        wanted = " to ".join(f"{float(count):,.0f}" for count in expected)
+        said += f": there are {float(between):,.0f} between ROIs, the model was made for {wanted}"
+    return said
 
 
 def _series(names: ScanNames, figures: Figures) -> Block:
@@ -254,7 +275,7 @@ def _anatomy(names: ScanNames, made: Mapping[str, Any], figures: Figures, name: 
         f"Verdict: {quality.get('Verdict', NONE)}. T1w: {anatomy.get('T1w') or 'none'}. Atlas:"
         f" {anatomy.get('TemplateTransform', NONE)}. Tissue:"
         f" {anatomy.get('TissueSource') or 'none'}. {plural(len(cut), 'ROI')} cut by the field of"
-        f" view, {len(outside)} outside of it."
+        f" view{named(cut)}. {plural(len(outside), 'ROI')} outside of it{named(outside)}."
     )
     chart = figures.chart(
         lambda figure: _draw_volumes(figure, names),
@@ -314,8 +335,8 @@ def _streamlines(names: ScanNames, made: Mapping[str, Any], figures: Figures) ->
                 lambda figure: _draw_density(figure, names),
                 SLICES_SIZE,
                 "Streamlines through each voxel",
-                f"Of {number} streamlines, how many come by each voxel, on a logarithmic scale"
-                " (bright: more). White matter should be filled on both sides alike; there should"
+                f"Of {number} streamlines, how many come by each voxel, on a logarithmic scale."
+                " White matter should be filled on both sides alike; there should"
                 " be none outside of the brain.",
             ),
             figures.chart(
@@ -338,6 +359,7 @@ def _draw_density(figure: Figure, names: ScanNames) -> None:
         around=read_image(names.path("brain_mask")),
         colours="inferno",
         limits=(0.0, float(values.max(initial=0)) or 1.0),
+        bar="1 + streamlines (log10)",
     )
 
 
@@ -438,13 +460,15 @@ def _embedding(names: ScanNames, figures: Figures, name: str) -> Block:
     return Block(
         "Structural embedding",
         "Pairs of ROIs were hidden and predicted. The model knows these data if it does better than"
-        " under permuted ROI labels, and as well as a line fitted to the average of other people.",
+        " under permuted ROI labels, and as well as a line fitted to the average of other people."
+        " It is judged by the correlation; R2, which a wrong scale lowers too, may be below 0.",
         (
             figures.chart(
                 draw,
                 brain_map.SIZE,
                 "Length of the structural embedding of each ROI",
-                "Length (Euclidean norm) of the embedding, no unit.",
+                "Length (Euclidean norm) of the embedding, no unit. The scale holds 98 % of the"
+                " ROIs: where its ends are close to each other, ROIs hardly differ.",
             ),
             figures.chart(
                 lambda figure: run_figures.draw_network_means(
@@ -456,8 +480,23 @@ def _embedding(names: ScanNames, figures: Figures, name: str) -> Block:
                 " the ROIs, which is the same for everyone.",
             ),
         ),
-        _edge_table(names, name),
+        _edge_table(names, name) + _separability(names, name),
     )
+
+
+def _separability(names: ScanNames, name: str) -> tuple[Table, ...]:
+    """Return how well the embedding tells networks, beside connectivity itself."""
+    try:
+        embedding = read_embedding(names.path("structural_embedding"))
+        counts = read_matrix(names.path("count"))
+    except BadDataError:
+        return ()
+    labels = np.array(atlas.networks())
+    shares = {
+        "Embedding of this scan": same_network_share(_correlations(embedding), labels),
+        "Structural connectivity, no model": same_network_share(counts, labels),
+    }
+    return (separability_table(f"{name}-networks", shares),)
 
 
 def _correlations(embedding: NDArray[np.float64]) -> NDArray[np.float64]:

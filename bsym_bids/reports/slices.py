@@ -104,6 +104,7 @@ def draw_slices(
     borders: Sequence[Border] = (),
     colours: str = "gray",
     limits: tuple[float, float] | None = None,
+    bar: str = "",
 ) -> None:
     """Draw rows of sagittal, coronal and axial slices, with the left of the brain on the left.
 
@@ -122,7 +123,12 @@ def draw_slices(
     limits : tuple of float, optional
         What is dark and what is bright; by default 0 and what 99 % of the voxels in `around` do not
         exceed.
+    bar : str
+        What the numbers are, with their unit: then there is a scale beside the slices.
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     low, high = _extent(around)
     if limits is None:
         limits = 0.0, _bright(image, around)
@@ -137,7 +143,10 @@ def draw_slices(
             mark = "L" if across and not column else ""
             row.append(Tile(pixels, f"{_NAMES[across]} = {plain(place, 0)} mm", mark))
         rows.append(row)
-    draw_tiles(figure, (0, 0, 1, 1), rows)
+    draw_tiles(figure, (0, 0, 0.91 if bar else 1, 1), rows)
+    if bar:
+        mapped = ScalarMappable(Normalize(*limits), colours)
+        figure.colorbar(mapped, cax=figure.add_axes((0.93, 0.12, 0.014, 0.76)), label=bar)
 
 
 def _extent(around: Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

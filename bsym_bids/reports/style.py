@@ -79,8 +79,8 @@ _VARIABLES: Mapping[str, str] = {
 
 
 #: On screens narrower than this share of a figure it scrolls: smaller type could not be read.
-_NARROWEST = 0.85
-#: Size of the smallest type in figures, pt: 12 pixels, on narrow screens 10.
+_NARROWEST = 0.92
+#: Size of the smallest type in figures, pt: 12 pixels, on narrow screens 11.
 SMALL = 9
 _IMAGE_DPI = 144  # of images in figures: sharp on screens with two dots a pixel
 _PALETTE = 256
@@ -226,7 +226,8 @@ def _themed_tag(tag: str, name: str, used: set[str]) -> str:
     tag = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', tag)
     tag = tag.replace("url(#", f"url(#{name}-")
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
-    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
+    # Numbers are of pixels, but for the factors of a transformation, which many pixels multiply.
+    tag = re.sub(r'transform="[^"]*"|(\d\.\d\d)\d+', lambda found: found[1] or found[0], tag)
     return re.sub(r"#[0-9a-fA-F]{6}\b", lambda colour: _variable(colour[0]), tag)
 
 

@@ -31,11 +31,14 @@ class Tile:
         Above it.
     mark : str
         In its lower left corner.
+    ink : str
+        Of the mark.
     """
 
     pixels: NDArray[np.floating]
     title: str
     mark: str = ""
+    ink: str = LIGHT_MARK
 
 
 def draw_tiles(
@@ -73,7 +76,7 @@ def draw_tiles(
             axes.text(middle, above, tile.title, fontsize=SMALL, ha="center", va="baseline")
             if tile.mark:
                 corner = left + 0.03 * columns_of, top + 0.96 * rows_of
-                axes.text(*corner, tile.mark, color=LIGHT_MARK, weight="bold", va="baseline")
+                axes.text(*corner, tile.mark, color=tile.ink, weight="bold", va="baseline")
         top += _height(row)
     axes.imshow(canvas, interpolation="none")
 

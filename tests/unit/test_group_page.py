@@ -270,12 +270,28 @@ def test_what_is_so_of_most_is_said_once(tmp_path):
     common = common_lights(rows)
     assert {("bold_domain", RED)} <= common
     lists = {one.name: [x.row.participant for x in one.shown] for one in lists_of(rows, common)}
-    # Of five runs 4 min are left, of one 2: the first are in the list by what is their own.
-    assert lists == {"exclude": ["sub-0", "sub-1"]}
+    # Of five runs 4 min are left, of one 2: two are in the list, by what is their own.
+    assert {name: sorted(people) for name, people in lists.items()} == {
+        "exclude": ["sub-0", "sub-1"]
+    }
     text = GroupPage(group_page.group_page(rows)).text
     assert "Model domain, most BOLD runs." in text and "Of the model. <Random>." in text
-    assert "Do not use: 6 of 6, which are not listed for it." in text
+    assert "Do not use: 6 of 6, which is not said of each." in text
     assert {row.colour(MODEL) for row in rows} == {RED}
+
+
+def test_whoever_is_not_to_be_used_is_listed_whatever_others_are(tmp_path):
+    for number in range(6):
+        write_run(tmp_path, f"{number}", quality={"fd_mean": 0.9, "tsnr_median": 30 - number})
+    rows = rows_in(tmp_path)
+    common = common_lights(rows)
+    assert {("bold_motion", RED), ("bold_tsnr", AMBER)} <= common
+    (own,) = lists_of(rows, common)
+    assert own.name == "exclude" and len(own.shown) == 6
+    assert all(one.colour == RED and one.said[0].startswith("As most: ") for one in own.shown)
+    text = GroupPage(group_page.group_page(rows)).text
+    assert "Motion, most BOLD runs. Do not use: 6 of 6" in text
+    assert text.count("As most: motion") == 2 * 6  # in the list and in the table
 
 
 def test_settings_that_differ_are_pointed_out(tmp_path):

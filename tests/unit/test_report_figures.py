@@ -252,6 +252,25 @@ def test_matrices_of_any_values_are_drawn(matrix):
     assert images_in(svg)[0].size == (N, N)
 
 
+def test_images_fill_their_axes():
+    """What is drawn over an image lies where it belongs, at any scale."""
+
+    def draw(figure):
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.imshow(np.eye(777), aspect="auto", interpolation="none")
+        axes.set_axis_off()
+
+    svg = svg_of(draw, (5.43, 3.21))
+    (tag,) = re.findall(r"<image[^>]*>", svg)
+    scale = re.search(r'transform="matrix\(([\d.]+) 0 0 ([\d.]+)|scale\(([\d.]+)[ ,]+([\d.]+)', tag)
+    factors = [float(found) for found in scale.groups() if found]
+    width, height = (
+        float(re.search(rf' {side}="([\d.]+)"', tag)[1]) for side in ("width", "height")
+    )
+    assert width * factors[0] == pytest.approx(5.43 * 72, abs=0.2), tag[-300:]
+    assert height * factors[1] == pytest.approx(3.21 * 72, abs=0.2), tag[-300:]
+
+
 @pytest.mark.parametrize("coarseness", [1, 2, 3])
 def test_coarser_images_are_smaller_and_show_the_same(coarseness):
     matrix = np.corrcoef(RNG.normal(size=(N, 100)))
