@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ import torch
 import yaml
 from small_network import STRUCTURAL_SIZES, write_release
 
+from bsym_bids.model.cli import main
 from bsym_bids.model.weights import load_model, resolve_release
+from bsym_bids.training import start
 
 PROGRAM = Path(sys.executable).with_name("bsym-model")
 #: Few steps of everything, all options that a test does not care about.
@@ -47,6 +50,7 @@ def trained(people, tmp_path_factory) -> Path:
         people,
         out,
         *FAST,
+        *("--init", "bsym-sim-v1"),
         *("--name", "made-here", "--gate-label", "age", "--half", "--notice", "Of simulations."),
     )
     return out
@@ -58,7 +62,8 @@ def test_the_result_is_a_release_that_loads(trained):
     assert set(release.files) == {
         *("spatial", "temporal", "context", "perceiver", "structural", "gate")
     }
-    assert release.trained and release.warning == "Of simulations."
+    assert release.trained and release.warning.endswith("Of simulations.")
+    assert release.warning.startswith("bsym-sim-v1 was trained on simulated people alone")
     assert model.perceiver.rois == 450
     command("verify", "made-here", "--model-dir", trained / "release")
 
@@ -69,10 +74,22 @@ def test_the_card_says_what_was_done_and_measured(trained):
     assert card["training"]["held_out_participants"] == 1
     assert card["training"]["settings"]["steps"] == 4
     found = card["quality"]["reconstruction"]
-    # The start already predicts hidden ROIs, nearly as well as the linear baseline.
+    # What it goes on from predicts hidden ROIs nearly as well as the linear baseline.
     assert found["linear_r2"] > found["r2"] > found["linear_r2"] - 0.1
     assert found["permuted_r2"] < found["r2"] - 0.2
     assert {"rho", "permuted_rho", "group_rho"} <= set(card["quality"]["edges"])
+
+
+def test_without_another_start_it_is_from_connectivity(people, tmp_path, monkeypatch):
+    """With few steps of fitting: how good the start is has tests of its own."""
+    monkeypatch.setattr(start, "learn_smoother", partial(start.learn_smoother, steps=3))
+    monkeypatch.setattr(start, "_EDGE_STEPS", 3)
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(main(["pretrain", str(people), str(tmp_path), *map(str, FAST)]))
+    assert not ended.value.code
+    card = yaml.safe_load((tmp_path / "release" / "model.yaml").read_text())
+    assert card["training"]["settings"]["start"] == "connectivity"
+    assert set(card["files"]) >= {"spatial", "temporal", "context", "perceiver", "structural"}
 
 
 def test_log_and_figure_are_there(trained):
