@@ -75,7 +75,7 @@ from bsym_bids.reports.measures import (
     spreads,
 )
 from bsym_bids.reports.numbers import plain
-from bsym_bids.reports.pages import FOLDER, render
+from bsym_bids.reports.pages import FOLDER, render, without_places
 from bsym_bids.reports.spread_figures import HEIGHTS, MOST_NAMED, WIDTH, draw_spread, has_words
 from bsym_bids.reports.style import inline_svg
 
@@ -292,7 +292,7 @@ def _write_all(paths: Sequence[Path], rows: Sequence[Row], unread: Sequence[str]
     page, table, sidecar = paths
     write_whole(sidecar, Json(describe_columns()))
     write_whole(table, Table(columns_of(rows)))
-    write_whole(page, Text(group_page(rows, unread)))
+    write_whole(page, Text(without_places(group_page(rows, unread), page.parent)))
 
 
 def describe_columns() -> dict[str, Mapping[str, Any]]:

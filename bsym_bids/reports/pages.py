@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ def without_places(page: str, output_dir: Path) -> str:
     names[str(output_dir)] = ""
     for folder in sorted(names, key=len, reverse=True):  # one may lie in another
         if folder.strip("/"):
-            page = page.replace(f"{escape(folder)}/", str(escape(names[folder])))
+            name = str(escape(names[folder]))
+            # Not within other paths, or the text of an image, where "/out/" may stand by chance.
+            start = rf"(?<![\w+./-]){re.escape(str(escape(folder)))}/"
+            page = re.sub(start, lambda _, name=name: name, page)
     return page
 
 

@@ -468,6 +468,14 @@ def test_what_concerns_no_series_has_a_row(tmp_path):
     assert "Participants 1 " in GroupPage(group_page.group_page(rows)).text
 
 
+def test_places_of_files_are_not_in_the_page(tmp_path):
+    damaged = ("01", "n/a", "failed", f"{tmp_path}/logs/x.txt: is damaged")
+    summarise(tmp_path, "x", damaged)
+    page, *_ = group_page.write_group_page(tmp_path, tmp_path / "work")
+    text = page.read_text()
+    assert "logs/x.txt: is damaged" in text and str(tmp_path) not in text
+
+
 def test_a_run_that_failed_later_keeps_its_row(tmp_path):
     names = write_run(tmp_path, "01")
     run = f"sub-01_task-rest_space-{names.space}"
