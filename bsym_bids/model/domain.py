@@ -139,7 +139,7 @@ def _judge(
         return Verdict(DOUBTFUL, said)
     least = ALLOWED_GAIN if math.isnan(own) else ALLOWED_SHARE * own
     if gain < least:
-        said += f"; but on data like those it was trained on the gain is at least {least:.2f}"
+        said += f"; but a gain of {least:.2f} is asked for, after that on its own held-out data"
         return Verdict(DOUBTFUL, said)
     return Verdict(IN_DOMAIN, said)
 
