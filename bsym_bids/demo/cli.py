@@ -28,6 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("out", type=Path, help="a new or empty folder; 5 GB have to be free")
     parser.add_argument("--seed", type=int, default=0, help="seed of the simulation (default: 0)")
     parser.add_argument("--nprocs", type=int, help="jobs at once (default: all cores)")
+    parser.add_argument(
+        "--dataset-only", action="store_true", help="make the dataset, in out/bids, and no more"
+    )
     parser.add_argument("--version", action="version", version=f"bsym-demo {__version__}")
     return parser
 
@@ -36,12 +39,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``bsym-demo`` and return its exit code."""
     arguments = build_parser().parse_args(argv)
     try:
+        if arguments.dataset_only:
+            make_dataset(arguments.out, arguments.seed)
+            return 0
         return run_demo(arguments.out, arguments.seed, arguments.nprocs)
     except BsymError as error:
         return report(error, "bsym-demo")
     except KeyboardInterrupt:
         print("bsym-demo: interrupted", file=sys.stderr)
         return 130
+
+
+def make_dataset(out: Path, seed: int = 0) -> None:
+    """Make the dataset in ``out/bids``.
+
+    Parameters
+    ----------
+    out : Path
+        A new or empty folder.
+    seed : int
+        Seed of the simulation.
+
+    Raises
+    ------
+    UsageError
+        The seed is negative.
+    CannotCreateOutputError
+        There is something in the folder.
+    """
+    from bsym_bids.demo.dataset import PARTICIPANTS, WITH_SCAN, make_demo_dataset
+    from bsym_bids.outputs.publish import explained
+
+    if seed < 0:
+        raise UsageError(f"--seed is {seed}, but must be 0 or more")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CannotCreateOutputError(f"{out}: is not empty", hint="name a new folder")
+    people = f"{len(PARTICIPANTS)} simulated participants"
+    print(f"bsym-demo: making a dataset of {people} in {out / 'bids'}", flush=True)
+    with explained(out):
+        make_demo_dataset(out / "bids", seed=seed, scans=WITH_SCAN)
 
 
 def run_demo(out: Path, seed: int = 0, nprocs: int | None = None) -> int:
@@ -62,20 +98,11 @@ def run_demo(out: Path, seed: int = 0, nprocs: int | None = None) -> int:
         Exit code of the participant level; 1 when a simulated connectome did not come back.
     """
     from bsym_bids.cli import main as bsym_bids
-    from bsym_bids.demo.dataset import PARTICIPANTS, WITH_SCAN, make_demo_dataset
-    from bsym_bids.outputs.publish import explained
 
-    if seed < 0:
-        raise UsageError(f"--seed is {seed}, but must be 0 or more")
     if nprocs is not None and nprocs < 1:
         raise UsageError(f"--nprocs is {nprocs}, but must be at least 1")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CannotCreateOutputError(f"{out}: is not empty", hint="name a new folder")
     started = time.monotonic()
-    people = f"{len(PARTICIPANTS)} simulated participants"
-    print(f"bsym-demo: making a dataset of {people} in {out / 'bids'}", flush=True)
-    with explained(out):
-        make_demo_dataset(out / "bids", seed=seed, scans=WITH_SCAN)
+    make_dataset(out, seed)
     call = [str(out / "bids"), str(out / "outputs"), "participant"]
     call += ["--model", MODEL, "--preset", "fast"]
     call += ["--nprocs", str(nprocs)] if nprocs is not None else []

@@ -89,16 +89,20 @@ _IMAGE = re.compile(re.escape(_IMAGE_START) + r"([A-Za-z0-9+/=\s]+)")
 
 
 def load_matplotlib() -> Any:
-    """Import matplotlib without letting it write a list of fonts to the user's home."""
+    """Import matplotlib without letting it, or what it asks for fonts, write to the user's home."""
     if "matplotlib.font_manager" not in sys.modules and "MPLCONFIGDIR" not in os.environ:
+        before = dict(os.environ)
         with tempfile.TemporaryDirectory() as folder:
-            os.environ["MPLCONFIGDIR"] = folder
+            os.environ |= {"MPLCONFIGDIR": folder, "XDG_CACHE_HOME": folder}
             try:
                 import matplotlib.font_manager
 
                 matplotlib.get_configdir()  # is remembered, as is the cache's folder
             finally:
-                del os.environ["MPLCONFIGDIR"]
+                for name in ("MPLCONFIGDIR", "XDG_CACHE_HOME"):
+                    os.environ.pop(name)
+                    if name in before:
+                        os.environ[name] = before[name]
     import matplotlib
 
     return matplotlib

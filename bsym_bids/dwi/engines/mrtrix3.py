@@ -63,7 +63,7 @@ def load_mrtrix3() -> Mrtrix3Engine:
     Raises
     ------
     InputMissingError
-        MRtrix3, or a part of it, is not installed.
+        MRtrix3, or a part of it, is not installed or cannot be run.
     """
     missing = _missing_commands()
     if missing:
@@ -71,7 +71,23 @@ def load_mrtrix3() -> Mrtrix3Engine:
             f"MRtrix3 is not installed: {', '.join(missing)} not found on the PATH",
             hint="apt-get install mrtrix3 (or conda install -c mrtrix3 mrtrix3), or --engine dipy",
         )
+    _check_scripts()
     return Mrtrix3Engine(version=mrtrix3_version("mrinfo"))
+
+
+def _check_scripts() -> None:
+    """Refuse an installation whose Python scripts cannot run, before hours of other work.
+
+    Debian's package does not ask for the part of Python's library that they import.
+    """
+    try:
+        run(["dwi2response", "-version"], folder=Path("/"))
+    except BsymError as error:
+        raise InputMissingError(
+            f"MRtrix3 is installed, but its scripts cannot be run: {error}",
+            hint="they need all of Python's library: apt-get install python3-distutils "
+            "(or --engine dipy)",
+        ) from error
 
 
 @dataclass(frozen=True)
