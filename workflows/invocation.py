@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 from bsym_bids.config import RunConfig, write_toml
+from bsym_bids.machine import memory_bytes
 from bsym_bids.outputs.publish import explained
+from bsym_bids.untrusted import escaped
 
 LOGGER = logging.getLogger("bsym_bids")
 
@@ -25,14 +26,8 @@ def processes_of(config: RunConfig) -> int:
 
 
 def memory_of(config: RunConfig) -> float:
-    """Memory that may be used: as asked, else 90 % of what this machine or container has."""
-    if config.mem_gb:
-        return config.mem_gb
-    total = psutil.virtual_memory().total
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-    return 0.9 * total / 1e9
+    """Memory in GB that may be used: as asked, else 90 % of what there is for this process."""
+    return config.mem_gb or 0.9 * memory_bytes() / 1e9
 
 
 def set_up_libraries(work_dir: Path, threads: int = 1) -> None:
@@ -50,6 +45,7 @@ def set_up_libraries(work_dir: Path, threads: int = 1) -> None:
     except RuntimeError:
         # A user id without a name and HOME: PyBIDS and others don't import without a home.
         os.environ["HOME"] = str(work_dir.resolve())
+    _find_temporary_folder(work_dir)
     os.environ["NO_ET"] = "1"
     os.environ["NIPYPE_NO_ET"] = "1"
     os.environ.setdefault("NIPYPE_CONFIG_DIR", str(work_dir.resolve() / "nipype"))
@@ -59,6 +55,21 @@ def set_up_libraries(work_dir: Path, threads: int = 1) -> None:
         os.environ.setdefault(variable, str(threads))
 
 
+def _find_temporary_folder(work_dir: Path) -> None:
+    """Let temporary files go to the work folder where there is no other place for them.
+
+    Containers with a read-only root have no writable ``/tmp``, and Python then takes the folder
+    that it was started in, which may be anybody's.
+    """
+    try:
+        usable = tempfile.gettempdir() != os.getcwd()
+    except FileNotFoundError:  # not even the present folder
+        usable = False
+    if not usable:
+        os.environ["TMPDIR"] = str(work_dir.resolve())
+        tempfile.tempdir = None  # found anew when first used, when the folder is there
+
+
 def set_up_console(verbose: int) -> None:
     """Send our own messages to standard error."""
     LOGGER.setLevel(logging.DEBUG)
@@ -66,8 +77,16 @@ def set_up_console(verbose: int) -> None:
     LOGGER.handlers.clear()
     console = logging.StreamHandler(sys.stderr)
     console.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
-    console.setFormatter(logging.Formatter("bsym-bids: %(levelname)s: %(message)s"))
+    console.setFormatter(_Formatter("bsym-bids: %(levelname)s: %(message)s"))
     LOGGER.addHandler(console)
+
+
+class _Formatter(logging.Formatter):
+    """Lets nothing through that a terminal takes for a command: names of files may hold it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record."""
+        return escaped(super().format(record))
 
 
 class _LogFile(logging.FileHandler):
@@ -91,7 +110,7 @@ def run_log(config: RunConfig) -> Iterator[str]:
         logs.mkdir(parents=True, exist_ok=True)
         write_toml(config, logs / f"{run_id}_config.toml")
         handler = _LogFile(logs / f"{run_id}.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     import nipype  # noqa: F401  (sets up its own loggers, which are taken over here)
 
     nipype_logger = logging.getLogger("nipype")
