@@ -1,18 +1,23 @@
-"""Which runs a process works on, so that no other one works on them at the same time."""
+"""Which runs a process works on, and how, so that no other one interferes at the same time."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import hashlib
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from bsym_bids.errors import CannotCreateOutputError
 from bsym_bids.outputs.publish import explained
 
+#: What different settings may decide at a time: outputs of BOLD runs, of scans, of the group level.
+KINDS = ("BOLD runs", "diffusion scans", "the group level")
 _FILE = ".runs.lock"
+_SETTINGS_FILE = ".settings.lock"
+_REGION = 1 << 40  # bytes of the file that stand for the settings of one kind
 _TAKEN = {errno.EACCES, errno.EAGAIN}
 
 
@@ -61,6 +66,71 @@ class Claims:
                 fcntl.lockf(file, fcntl.LOCK_UN, 1, _byte(run))
             except OSError:
                 continue  # a file system without locks
+
+
+@contextmanager
+def same_settings(folder: Path, settings: Mapping[str, str | None]) -> Iterator[None]:
+    """Hold that outputs are being made with some settings: calls with other ones are refused.
+
+    Any number of calls with the same settings may work at once. As with `Claims`, that ends with
+    the process, and is not seen to on file systems without locks.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the output dataset in which that is held.
+    settings : mapping of str to str or None
+        By kind (`KINDS`), something that differs where settings do; None to be the only one.
+
+    Raises
+    ------
+    CannotCreateOutputError
+        Another call is making outputs of a kind with other settings.
+    """
+    with explained(folder / _SETTINGS_FILE):
+        file = (folder / _SETTINGS_FILE).open("a+b")
+    with file:
+        _lock(file, fcntl.LOCK_EX, 0, 1)  # one call at a time looks and decides
+        for kind, value in settings.items():
+            if not _hold(file, kind, value):
+                raise CannotCreateOutputError(
+                    f"{folder.parent}: another call is working on {kind} there"
+                    + ("" if value is None else ", with other settings"),
+                    hint="wait for it to end, or name another output folder; the settings of "
+                    f"calls are in {folder}/*_config.toml",
+                )
+        _lock(file, fcntl.LOCK_UN, 0, 1)
+        yield
+
+
+def _hold(file: BinaryIO, kind: str, value: str | None) -> bool:
+    """Lock the byte of some settings unless another one of their kind is locked."""
+    start = _REGION * (1 + KINDS.index(kind))
+    own = start if value is None else start + 1 + _byte(value) % (_REGION - 1)
+    others = ((start, own - start), (own + 1, start + _REGION - own - 1))
+    if not all(_is_free(file, *part) for part in others):
+        return False
+    return _lock(file, fcntl.LOCK_EX if value is None else fcntl.LOCK_SH, own, 1)
+
+
+def _is_free(file: BinaryIO, start: int, length: int) -> bool:
+    """Tell whether no other process has a lock in a part of a file."""
+    if length == 0:  # which would stand for everything to the end
+        return True
+    return _lock(file, fcntl.LOCK_EX, start, length) and _lock(file, fcntl.LOCK_UN, start, length)
+
+
+def _lock(file: BinaryIO, how: int, start: int, length: int) -> bool:
+    """Lock or unlock a part of a file; False when another process has it.
+
+    The first byte is waited for: it is held for moments.
+    """
+    waits = 0 if start == 0 or how == fcntl.LOCK_UN else fcntl.LOCK_NB
+    try:
+        fcntl.lockf(file, how | waits, length, start)
+    except OSError as error:
+        return error.errno not in _TAKEN
+    return True
 
 
 def _byte(run: str) -> int:

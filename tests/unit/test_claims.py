@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from bsym_bids.errors import CannotCreateOutputError
-from bsym_bids.outputs.claims import Claims
+from bsym_bids.outputs.claims import KINDS, Claims, same_settings
 
 OTHER = """
 import sys
@@ -85,3 +85,66 @@ def test_file_systems_without_locks_grant_everything(folders, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(CannotCreateOutputError, match="absent"):
         Claims([tmp_path / "absent"])
+
+
+SETTLED = """
+import sys
+from pathlib import Path
+from bsym_bids.errors import CannotCreateOutputError
+from bsym_bids.outputs.claims import same_settings
+kind, value = sys.argv[2:]
+try:
+    with same_settings(Path(sys.argv[1]), {kind: value or None}):
+        print("held", flush=True)
+        sys.stdin.read()
+except CannotCreateOutputError as error:
+    print(error, flush=True)
+"""
+
+
+def settled(folder, kind, value):
+    """What a call with some settings says while this process holds others."""
+    call = [sys.executable, "-c", SETTLED, str(folder), kind, value]
+    return subprocess.run(call, input="", capture_output=True, text=True).stdout.strip()
+
+
+def test_calls_with_other_settings_are_refused_while_one_works(tmp_path):
+    bold, dwi, group = KINDS
+    with same_settings(tmp_path, {bold: "a"}):
+        assert settled(tmp_path, bold, "a") == "held"
+        refused = settled(tmp_path, bold, "b")
+        assert (
+            refused
+            == f"{tmp_path.parent}: another call is working on {bold} there, with other settings"
+        )
+        assert settled(tmp_path, dwi, "b") == "held"  # what is left alone may have other settings
+        assert settled(tmp_path, group, "") == "held"
+    assert settled(tmp_path, bold, "b") == "held"
+
+
+def test_what_is_to_be_alone_is(tmp_path):
+    group = KINDS[2]
+    with same_settings(tmp_path, {group: None}):
+        assert settled(tmp_path, group, "") == (
+            f"{tmp_path.parent}: another call is working on {group} there"
+        )
+        assert settled(tmp_path, KINDS[0], "a") == "held"
+
+
+def test_settings_are_let_go_by_a_process_that_is_killed_or_refused(tmp_path):
+    call = [sys.executable, "-c", SETTLED, str(tmp_path), KINDS[0], "a"]
+    other = subprocess.Popen(call, stdin=-1, stdout=-1, text=True)
+    assert other.stdout.readline() == "held\n"
+    for _ in range(2):
+        refused = pytest.raises(CannotCreateOutputError, match="with other settings")
+        with refused, same_settings(tmp_path, {KINDS[0]: "b"}):
+            pass
+    other.kill()
+    other.communicate()
+    with same_settings(tmp_path, {KINDS[0]: "b"}):
+        pass
+
+
+def test_an_error_within_is_not_laid_to_the_lock(tmp_path):
+    with pytest.raises(OSError, match="of something else"), same_settings(tmp_path, {}):
+        raise OSError("of something else")
