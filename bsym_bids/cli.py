@@ -362,6 +362,14 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="TOML file of settings, as every run writes it under logs/",
     )
+    add(
+        "--write-slurm",
+        type=Path,
+        metavar="FILE",
+        help="process nothing, but write a script that submits one SLURM task for each "
+        "participant, and the group level after them",
+    )
+    add("--slurm-throttle", type=int, metavar="N", help="tasks at once at most (default: 50)")
     add("--stop-on-first-crash", action="store_true", help="don't go on with the others")
     add(
         "--reports-only",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from bsym_bids.errors import (
 )
 from bsym_bids.interfaces.base import FAILURE_RECORD
 from bsym_bids.pool import stop_processes, tie
+from bsym_bids.untrusted import read_json, read_yaml
 
 StatusCallback = Callable[[Node, str], None]
 WORKER_DIED = "a worker process was killed (often: not enough memory)"
@@ -193,14 +193,13 @@ def choose_plugin(file: Path | None, n_procs: int, memory_gb: float) -> PluginCh
     if file is None:
         arguments = {"n_procs": n_procs, "memory_gb": memory_gb, "raise_insufficient": False}
         return PluginChoice("local", arguments)
-    import yaml
     from nipype.pipeline import plugins
 
     try:
-        document = yaml.safe_load(file.read_text("utf-8"))
+        document = read_yaml(file)
     except FileNotFoundError:
         raise InputMissingError(f"{file}: no such plugin file") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{file}: cannot be read as YAML: {error}") from error
     hint = "for example: {plugin: SLURM, plugin_args: {sbatch_args: '--mem=4G'}}"
     if not isinstance(document, dict) or not isinstance(document.get("plugin"), str):
@@ -239,7 +238,14 @@ def clear_failures(folder: Path) -> None:
         record.unlink()
 
 
-def failure_of(folder: Path, crash_dir: Path, since: float) -> Failure | None:
+def crash_files(crash_dir: Path) -> frozenset[Path]:
+    """Return the crash files that Nipype has left of a participant."""
+    return frozenset(crash_dir.glob("crash-*.txt"))
+
+
+def failure_of(
+    folder: Path, crash_dir: Path, earlier: Collection[Path] = frozenset()
+) -> Failure | None:
     """Return why a BOLD run failed.
 
     Parameters
@@ -248,8 +254,9 @@ def failure_of(folder: Path, crash_dir: Path, since: float) -> Failure | None:
         Its folder in the work directory, with one folder per node.
     crash_dir : Path
         Where Nipype puts crash files of this participant.
-    since : float
-        Start of this invocation (seconds since the epoch): older crash files don't count.
+    earlier : collection of Path
+        Crash files that were there before, which don't count. Their times would tell them from new
+        ones only where no clock was ever wrong.
 
     Returns
     -------
@@ -258,11 +265,11 @@ def failure_of(folder: Path, crash_dir: Path, since: float) -> Failure | None:
     """
     for path in sorted(folder.glob(f"*/{FAILURE_RECORD}")):
         try:
-            record = json.loads(path.read_text("utf-8"))
+            record = read_json(path)
             return Failure(record["message"], record["hint"], int(record["exit_code"]))
-        except (OSError, ValueError):
+        except (OSError, ValueError, LookupError, TypeError):
             continue  # cut short by a full disk: the crash file says so
-    for path in _crash_files(crash_dir, since):
+    for path in sorted(crash_files(crash_dir) - set(earlier)):
         text = path.read_text("utf-8", errors="replace")
         if f".{folder.name}." not in text:
             continue
@@ -293,11 +300,6 @@ def _machine_failure(text: str) -> Failure | None:
     if "MemoryError" in last or os.strerror(errno.ENOMEM) in last:
         return Failure(last, MEMORY_HINT)
     return None
-
-
-def _crash_files(crash_dir: Path, since: float) -> Iterable[Path]:
-    files = [p for p in crash_dir.glob("crash-*.txt") if p.stat().st_mtime >= since]
-    return sorted(files, key=lambda p: p.stat().st_mtime)
 
 
 def _last_line(text: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from bsym_bids.config import RunConfig
 from bsym_bids.errors import BsymError, InputMissingError, NothingSelectedError
 from bsym_bids.inputs import Selection
+from bsym_bids.outputs.claims import KINDS, same_settings
 from bsym_bids.outputs.dataset import check_location, describe_dataset, make_writable
 from bsym_bids.prediction.inventory import Inventory, take_inventory
 from bsym_bids.summary import Outcome, exit_code, print_failures, print_summary, write_summary
@@ -66,7 +67,7 @@ def run_group_level(config: RunConfig) -> int:
     _check_there(config)
     make_writable(config.output_dir)
     make_writable(config.scratch / GROUP_WORK)
-    with run_log(config) as run_id:
+    with run_log(config) as run_id, same_settings(config.output_dir / "logs", {KINDS[2]: None}):
         # Of a cohort in which everything failed, too, and whatever becomes of what is asked for.
         failed = [] if config.skip_reports else report_study(config)
         inventory = _inventory(config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from bsym_bids.config import RunConfig
 from bsym_bids.errors import BsymError, CannotCreateOutputError, InputMissingError
 from bsym_bids.inputs import Plan, Selection, plan_inputs
+from bsym_bids.inputs.case import check_case
 from bsym_bids.jobs import (
     Job,
     RunJob,
@@ -23,7 +23,7 @@ from bsym_bids.jobs import (
     in_chunks,
     jobs_of,
 )
-from bsym_bids.outputs.claims import Claims
+from bsym_bids.outputs.claims import KINDS, Claims, same_settings
 from bsym_bids.outputs.dataset import (
     OF_ROIS,
     OF_SCANS,
@@ -34,7 +34,7 @@ from bsym_bids.outputs.dataset import (
     describe_dataset,
     make_writable,
 )
-from bsym_bids.outputs.publish import explained
+from bsym_bids.outputs.publish import explained, fingerprint
 from bsym_bids.progress import Progress
 from bsym_bids.summary import (
     Outcome,
@@ -106,6 +106,8 @@ def run_participant_level(config: RunConfig) -> int:
     plan = _plan(config)
     for dataset in plan.datasets:
         check_apart(dataset.root, config.output_dir)
+    is_trial = config.dry_run or config.write_slurm is not None
+    check_case(plan, config.output_dir, config.scratch, is_trial=is_trial)
     if release is None:
         if config.dry_run:
             print_plan(plan, None)
@@ -117,14 +119,23 @@ def run_participant_level(config: RunConfig) -> int:
     plan, scan_settings = _scan_settings(plan, config, release)
     jobs = jobs_of(plan, config, settings, scan_settings)
     if config.dry_run:
+        _log_notes(plan)
         print_plan(plan, jobs)
         return 0
+    if config.write_slurm is not None:
+        return _write_slurm(config, config.write_slurm, plan, jobs)
     plugin = _plugin(config)
     unfinished = [job for own in jobs.values() for job in own if job.to_do]
     _check_network(release, unfinished)
     _prepare_folders(config, plan, unfinished)
-    claims = Claims([config.output_dir / "logs", config.scratch])
-    with run_log(config) as run_id, claims:
+    logs = config.output_dir / "logs"
+    decided = _decided_by(settings, scan_settings, unfinished)
+    with (
+        run_log(config) as run_id,
+        same_settings(logs, decided),
+        Claims([logs, config.scratch]) as claims,
+    ):
+        _log_notes(plan)
         if config.clean_workdir:
             _clean_work(config.scratch / WORK_ROOT, claims)
         todo, taken = _claim(jobs, claims)
@@ -139,12 +150,34 @@ def run_participant_level(config: RunConfig) -> int:
         failures = taken | _run_all(todo, config, plugin, threads)
         outcomes = _outcomes(plan, jobs, planned, failures)
         print_summary(outcomes, config.output_dir)  # first: the disk may be what failed
-        write_summary(outcomes, config.output_dir / "logs" / f"{run_id}_summary.tsv")
+        write_summary(outcomes, logs / f"{run_id}_summary.tsv")
         own = [one for one in outcomes if (one.participant, one.run) not in taken]
         failed = report_call(config, plan, jobs, own, run_id)
         print_failures(failed)
         outcomes += failed
     return exit_code(outcomes)
+
+
+def _write_slurm(
+    config: RunConfig, path: Path, plan: Plan, jobs: Mapping[str, Sequence[Job]]
+) -> int:
+    """Write the script for SLURM instead of processing anything, and return the exit code."""
+    from bsym_bids.slurm import ParticipantWork, submission_script
+
+    work = []
+    for participant in plan.participants:
+        todo = [job for job in jobs[participant.label] if job.to_do]
+        if todo or participant.problems:  # a job says which, in a summary
+            runs = sum(isinstance(job, RunJob) for job in todo)
+            scans = sum(isinstance(job, ScanJob) for job in todo)
+            work.append(ParticipantWork(participant.label, runs, scans))
+    with explained(path):
+        path.write_text(submission_script(config, work), "utf-8")
+    print(
+        f"wrote {path}: {len(work)} of {len(plan.participants)} participant(s) to be processed\n"
+        f"submit it: bash {path} [options of sbatch, as --account=... --partition=...]"
+    )
+    return 0
 
 
 def _find_release(name: str, model_dir: Path | None) -> Release | None:
@@ -198,6 +231,21 @@ def _check_network(release: Release, jobs: Sequence[Job]) -> None:
         call_apart(load_and_check, release, WINDOW_LENGTH, functional)
 
 
+def _decided_by(
+    settings: Settings, scan_settings: ScanSettings | None, jobs: Sequence[Job]
+) -> dict[str, str | None]:
+    """Return what tells calls of other settings from this one, for what it will work on."""
+    bold, dwi, _ = KINDS
+    decided: dict[str, str | None] = {}
+    if any(isinstance(job, RunJob) for job in jobs):
+        decided[bold] = fingerprint(settings.timeseries, settings.embedding)
+    if scan_settings is not None and any(isinstance(job, ScanJob) for job in jobs):
+        decided[dwi] = fingerprint(
+            scan_settings.connectome, scan_settings.structural, scan_settings.preprocessing
+        )
+    return decided
+
+
 def _warn_of_deviations(todo: Mapping[str, Sequence[Job]]) -> None:
     """Say how inputs will differ from what the model was made for; sidecars say it for each."""
     counts = Counter(
@@ -222,6 +270,12 @@ def _plan(config: RunConfig) -> Plan:
         database_dir=config.bids_database_dir,
         modalities=config.modalities,
     )
+
+
+def _log_notes(plan: Plan) -> None:
+    """Log how the plan was found: the file of the log is not there yet when it is."""
+    for note in plan.notes:
+        LOGGER.info("%s", note)
 
 
 def _plugin(config: RunConfig) -> PluginChoice:
@@ -269,13 +323,15 @@ def _prepare_folders(config: RunConfig, plan: Plan, jobs: Sequence[Job]) -> None
 
 def _missing_bytes(work: Path, job: ScanJob) -> int:
     """Return what the work folder of a scan will need beyond what an earlier run left there."""
+    from bsym_bids.workflows.base import run_folder
+
     if "connectome" not in job.to_do:
         return 0
     copies = _COPIES_WITH_FSL if job.uses_fsl else _COPIES_OF_SERIES
     needed = _BYTES_PER_SCAN + copies * job.work_bytes
     there = sum(
         path.stat().st_size
-        for path in work.glob(f"{WORK_ROOT}/sub_*/{job.work_name}/**/*")
+        for path in run_folder(work, job.names.entities["sub"], job).rglob("*")
         if path.is_file()
     )
     return max(needed - there, 0)
@@ -322,7 +378,7 @@ def _run_all(
     """Run everything, and once more alone what a killed worker took down with it."""
     from bsym_bids.workflows.execution import PluginChoice as Choice
 
-    steps = {label: _count_steps(runs, threads) for label, runs in todo.items()}
+    steps = _count_all_steps(todo, threads)
     progress = Progress(steps)
     failures: dict[tuple[str, str], Failure] = {}
     for labels in in_chunks(list(todo), _CHUNK):
@@ -344,6 +400,19 @@ def _run_all(
         if stopped:
             break
     return failures
+
+
+def _count_all_steps(todo: Mapping[str, Sequence[Job]], threads: Threads) -> dict[str, int]:
+    """Return the number of steps of each participant."""
+    # A graph takes a while to be made, and where the same is to be done it has the same steps.
+    counted: dict[tuple[tuple[type[Job], tuple[str, ...]], ...], int] = {}
+    steps = {}
+    for label, jobs in todo.items():
+        shape = tuple((type(job), job.to_do) for job in jobs)
+        if shape not in counted:
+            counted[shape] = _count_steps(jobs, threads)
+        steps[label] = counted[shape]
+    return steps
 
 
 def _count_steps(runs: Sequence[Job], threads: Threads) -> int:
@@ -369,6 +438,7 @@ def _run_chunk(
     )
     from bsym_bids.workflows.execution import (
         clear_failures,
+        crash_files,
         failure_of,
         run_graph,
         unrecorded,
@@ -390,7 +460,7 @@ def _run_chunk(
         LOGGER.info("sub-%s: %s: %s", labels[participant], what, status)
         progress.step(labels[participant], status, what)
 
-    started = time.time() - 1
+    earlier = {label: crash_files(crash_folder(config.output_dir, label)) for label in jobs}
     workflow = init_participants_wf(
         jobs=jobs,
         output_dir=config.output_dir,
@@ -405,7 +475,7 @@ def _run_chunk(
     failures = {}
     for label, run in missing:
         crashes = crash_folder(config.output_dir, label)
-        if failure := failure_of(folders[label, run], crashes, started):
+        if failure := failure_of(folders[label, run], crashes, earlier[label]):
             failures[label, run] = failure
     if config.stop_on_first_crash and failures:
         return failures  # the others were not run

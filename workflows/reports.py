@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ LOGGER = logging.getLogger("bsym_bids")
 REPORT = "report"
 #: Folder in the work folder that the group level keeps what it has read in.
 GROUP_WORK = "group"
+_CLOCKS_DIFFER = 60 * 10**9  # ns, at most, between the machines of a cluster
 _PAGE_GB = 0.8  # of a process that makes pages
 
 
@@ -228,7 +230,10 @@ def _guarded(participant: str, what: str, write: Callable[[], object]) -> list[O
 
 
 def _is_current(page: Path, record: Path, jobs: Sequence[Job]) -> bool:
-    """Tell whether a page was begun after the record and the outputs that it shows were there."""
+    """Tell whether a page was begun after the record and the outputs that it shows were there.
+
+    A page of a time to come, of a clock that was wrong, tells nothing of that.
+    """
     finished = [
         sidecar_of(path)
         for job in jobs
@@ -238,6 +243,8 @@ def _is_current(page: Path, record: Path, jobs: Sequence[Job]) -> bool:
     ]
     try:
         begun = page.stat().st_mtime_ns
+        if begun > time.time_ns() + _CLOCKS_DIFFER:
+            return False
         return all(path.stat().st_mtime_ns <= begun for path in (record, *finished))
     except OSError:
         return False

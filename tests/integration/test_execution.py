@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from bsym_bids.workflows.execution import (
     WORKER_DIED,
     choose_plugin,
     clear_failures,
+    crash_files,
     failure_of,
     run_graph,
     unrecorded,
@@ -116,8 +118,8 @@ def run(
     return seen, error
 
 
-def reason(tmp_path: Path, behaviour: str, since: float = 0.0):
-    return failure_of(tmp_path / "bsym" / behaviour, tmp_path / "crash", since)
+def reason(tmp_path: Path, behaviour: str, earlier: Collection[Path] = ()):
+    return failure_of(tmp_path / "bsym" / behaviour, tmp_path / "crash", earlier)
 
 
 def test_explained_failure_is_recorded_and_the_others_run(tmp_path):
@@ -129,7 +131,10 @@ def test_explained_failure_is_recorded_and_the_others_run(tmp_path):
     assert ("bsym.good.act", "end") in seen and ("bsym.explained.act", "exception") in seen
     assert reason(tmp_path, "good") is None
     clear_failures(tmp_path / "bsym" / "explained")
-    assert reason(tmp_path, "explained", since=time.time() + 1) is None
+    earlier = crash_files(tmp_path / "crash")
+    for path in earlier:  # of a clock that was wrong
+        os.utime(path, (2**32, 2**32))
+    assert reason(tmp_path, "explained", earlier) is None
 
 
 def test_fault_names_its_crash_file(tmp_path):
@@ -230,7 +235,7 @@ def test_other_errors_of_the_system_stay_faults(tmp_path):
 def test_failure_of_nipypes_own_bookkeeping_is_explained(tmp_path, last, code, word):
     (tmp_path / "run").mkdir()
     (tmp_path / "crash-1.txt").write_text(f"Node: bsym.sub_01.run.act\n{last}\n")
-    failure = failure_of(tmp_path / "run", tmp_path, 0.0)
+    failure = failure_of(tmp_path / "run", tmp_path)
     assert (failure.message, failure.exit_code) == (last, code) and word in failure.hint
 
 
@@ -247,15 +252,15 @@ def test_record_that_was_cut_short_gives_way_to_the_crash_file(tmp_path):
     (folder / "act").mkdir(parents=True)
     crash.mkdir()
     (folder / "act" / "failure.json").touch()
-    assert failure_of(folder, crash, 0.0) is None
+    assert failure_of(folder, crash) is None
     text = "Node: bsym.sub_01.run.act\nOSError: [Errno 28] No space left on device: 'x'\n"
     (crash / "crash-1.txt").write_text(text)
-    failure = failure_of(folder, crash, 0.0)
+    failure = failure_of(folder, crash)
     assert failure.exit_code == 74 and "No space left" in failure.message
     (folder / "act" / "failure.json").write_text(
         json.dumps({"message": "m", "hint": "h", "exit_code": 65})
     )
-    assert failure_of(folder, crash, 0.0).message == "m"
+    assert failure_of(folder, crash).message == "m"
 
 
 def test_first_crash_stops_the_others_when_asked(tmp_path):

@@ -230,7 +230,7 @@ def test_steps_work_in_the_folder_of_their_run(job, tmp_path):
     crashes = crash_folder(tmp_path / "out", "01")
     assert len(list(crashes.glob("crash-*parcellate*.txt"))) == 1
     (folder / "parcellate" / "failure.json").unlink()
-    assert "3 dimensions" in failure_of(folder, crashes, since=0.0).message
+    assert "3 dimensions" in failure_of(folder, crashes).message
 
 
 @pytest.mark.parametrize("role", ["bold", "mask", "confounds"])
@@ -268,19 +268,7 @@ def test_processes_and_memory_reach_the_plugin(tmp_path):
 
 def test_processes_and_memory_of_the_machine_are_the_default(tmp_path, monkeypatch):
     monkeypatch.setattr(invocation.os, "sched_getaffinity", lambda _: {0, 1, 5})
-    memory = type("memory", (), {"total": 10 * 10**9})
-    monkeypatch.setattr(invocation.psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(invocation.Path, "is_file", lambda _: False)  # no limit of a container
+    monkeypatch.setattr(invocation, "memory_bytes", lambda: 10 * 10**9)
     choice = participant._plugin(RunConfig(tmp_path, tmp_path, "participant"))
     assert choice.arguments["n_procs"] == 3
     assert choice.arguments["memory_gb"] == pytest.approx(9.0)
-
-
-@pytest.mark.parametrize(("limit", "expected"), [("4000000000", 3.6), ("max", 9.0)])
-def test_memory_of_a_container_counts(tmp_path, monkeypatch, limit, expected):
-    memory = type("memory", (), {"total": 10 * 10**9})
-    monkeypatch.setattr(invocation.psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(invocation.Path, "is_file", lambda _: True)
-    monkeypatch.setattr(invocation.Path, "read_text", lambda _: f"{limit}\n")
-    config = RunConfig(tmp_path, tmp_path, "participant")
-    assert invocation.memory_of(config) == pytest.approx(expected)
