@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 
+from bsym_bids.untrusted import printable
+
 #: What a full or failing disk raises.
 DEVICE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
 #: What a file or folder raises that may not be touched.
@@ -26,7 +28,8 @@ class BsymError(Exception):
     Parameters
     ----------
     message : str
-        What is wrong, naming the file, participant or option.
+        What is wrong, naming the file, participant or option. Names and values out of files are
+        made fit to be shown, see `bsym_bids.untrusted.printable`.
     hint : str, optional
         What the user can do about it.
     """
@@ -34,8 +37,8 @@ class BsymError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message))
+        self.hint = printable(hint)
 
     def __reduce__(self) -> tuple[type[BsymError], tuple[str, str]]:
         # Exceptions cross process borders by pickling; the default would drop the hint.
@@ -123,9 +126,12 @@ def explain_machine(error: Exception, where: object) -> BsymError | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory did not suffice.
 
-    Libraries in C++ (torch, ITK) raise a RuntimeError for it.
+    Libraries in C++ (torch, ITK) raise a RuntimeError for it, and one that does not even find the
+    memory to be loaded into, an ImportError.
     """
     if isinstance(error, RuntimeError):
         return any(text in str(error) for text in ("allocate memory", "bad_alloc"))
+    if isinstance(error, ImportError):
+        return "failed to map segment" in str(error) or "allocate memory" in str(error)
     number = error.errno if isinstance(error, OSError) else None
     return isinstance(error, MemoryError) or number == errno.ENOMEM

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -79,6 +81,37 @@ def test_full_file_system_is_explained(dataset, small_model, tmp_path, where, fi
     assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
     assert "No space left on device" in done.stderr and "hint" in done.stderr
     assert "1 failed" in done.stderr or files < 15  # or it did not even start
+
+
+def test_memory_that_does_not_suffice_is_explained(dataset, tmp_path):
+    """Too little to load libraries: no traceback, and the way out."""
+    call = [PROGRAM, dataset, tmp_path / "out", "participant", "--model", "bsym-sim-v1"]
+    call += ["--nprocs", "1", "--skip-reports", "--participant-label", "03"]
+    limited = f"ulimit -v 400000; exec {shlex.join(map(str, call))}"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "out of memory" in done.stderr and "--mem-gb" in done.stderr
+    assert "Traceback" not in done.stderr and "internal error" not in done.stderr
+
+
+def test_calls_with_other_settings_do_not_mix(dataset, small_model, tmp_path):
+    """The second is refused while the first is at work, and may have its turn afterwards."""
+    out = tmp_path / "out"
+    call = [PROGRAM, dataset, out, "participant", *small_model, "--skip-reports", "--nprocs", "1"]
+    first = subprocess.Popen([*call, "--nuisance", "none"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("work/bsym/*/*/parcellate")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = participant_level(dataset, out, *small_model, "--participant-label", "03")
+    _, err = first.communicate(timeout=300)
+    assert second.code == 73
+    assert "another call is working on BOLD runs there, with other settings" in second.err
+    assert first.returncode == 0, err
+    strategies = {
+        json.loads(path.read_text())["TimeSeriesSettings"]["NuisanceStrategy"]["name"]
+        for path in out.glob("sub-*/**/*_desc-denoised_*timeseries.json")
+    }
+    assert strategies == {"none"}
 
 
 @pytest.mark.parametrize(
