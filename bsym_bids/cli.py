@@ -160,7 +160,8 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         "--bids-database-dir",
         type=Path,
         metavar="DIR",
-        help="keep the PyBIDS index of BOLD series here, and reuse it",
+        help="keep what there is in the folders of participants here, and look again only into "
+        "those that changed",
     )
     add(
         "--skip-bids-validation",

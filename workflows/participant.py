@@ -378,6 +378,8 @@ def _run_all(
     """Run everything, and once more alone what a killed worker took down with it."""
     from bsym_bids.workflows.execution import PluginChoice as Choice
 
+    if todo:
+        _load_libraries()
     steps = _count_all_steps(todo, threads)
     progress = Progress(steps)
     failures: dict[tuple[str, str], Failure] = {}
@@ -400,6 +402,16 @@ def _run_all(
         if stopped:
             break
     return failures
+
+
+def _load_libraries() -> None:
+    """Import what most steps use, before there are processes that would each do so."""
+    import scipy.fft
+    import scipy.interpolate
+    import scipy.linalg
+    import scipy.ndimage
+    import scipy.signal
+    import scipy.spatial  # noqa: F401
 
 
 def _count_all_steps(todo: Mapping[str, Sequence[Job]], threads: Threads) -> dict[str, int]:

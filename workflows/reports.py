@@ -169,8 +169,11 @@ def report_call(
         One for each page that could not be made.
     """
     stale, failed = [], []
+    by_label: dict[str, list[Outcome]] = {}
+    for one in outcomes:
+        by_label.setdefault(one.participant, []).append(one)
     for participant in plan.participants:
-        own = [one for one in outcomes if one.participant == participant.label]
+        own = by_label.get(participant.label)
         if not own:  # another process works on all of it, and makes the page
             continue
         failed += _guarded(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from bsym_bids.inputs.datasets import is_qsiprep
+from bsym_bids.inputs.datasets import files_of, is_qsiprep
 from bsym_bids.inputs.files import entities_of, in_order, is_in_place, is_well_named
 from bsym_bids.inputs.records import Anatomy, Derivatives, DwiScan, Skipped
 from bsym_bids.inputs.selection import Selection, fits
@@ -153,13 +154,10 @@ def _is_of_qsiprep(path: Path, dataset: Derivatives) -> bool:
 
 def _t1w_files(dataset: Derivatives, label: str) -> list[Path]:
     """Return the T1-weighted images of a participant that are where they belong, in order."""
-    folder = dataset.root / f"sub-{label}"
-    patterns = ("anat/sub-*_T1w.nii*", "ses-*/anat/sub-*_T1w.nii*")
-    paths = [path for pattern in patterns for path in folder.glob(pattern)]
     return sorted(
         (
             path
-            for path in paths
+            for path in files_of(dataset, label, "anat", "_T1w.nii")
             if path.name.endswith(_IMAGES) and is_in_place(path, dataset.root, "anat")
         ),
         key=in_order,
@@ -205,9 +203,12 @@ def _named(image: T1w, own: Mapping[str, str], tail: str) -> list[Path]:
 
     What was made of several images together has fewer entities than each of them.
     """
+    folder, stated = image.path.parent, entities_of(Path(tail))
+    files = image.dataset.listing.look(folder)
+    names = fnmatch.filter(files.files, f"*_{tail}") if "*" in tail else files.ending(f"_{tail}")
     found = []
-    for path in image.path.parent.glob(f"sub-*_{tail}"):
-        rest = {k: v for k, v in entities_of(path).items() if k not in entities_of(Path(tail))}
+    for path in (folder / name for name in names if name.startswith("sub-")):
+        rest = {key: value for key, value in entities_of(path).items() if key not in stated}
         if rest.items() <= own.items() and rest.get("space") == own.get("space"):
             found.append((-len(rest), path.name, path))
     return [path for *_, path in sorted(found)]

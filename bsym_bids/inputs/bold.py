@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import math
-import os
 import re
-import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bsym_bids import atlas
 from bsym_bids.bold.parcellate import CIFTI_SPACE
 from bsym_bids.bold.volumes import LONGEST_TR
-from bsym_bids.errors import BadDataError, CannotCreateOutputError, UsageError
+from bsym_bids.errors import BadDataError, UsageError
 from bsym_bids.inputs.files import (
     check_present,
     entities_of,
@@ -28,21 +23,16 @@ from bsym_bids.inputs.files import (
     metadata,
 )
 from bsym_bids.inputs.records import BoldRun, Derivatives
-
-if TYPE_CHECKING:
-    from bids.layout import BIDSLayout
+from bsym_bids.inputs.selection import fits
 
 SUPPORTED_SPACES = (*atlas.SPACES, CIFTI_SPACE)
 #: Entities that tell in which form a run is given, not which run it is.
 _FORM = ("space", "cohort", "res", "den", "desc")
 _VOLUME = re.compile(r"_desc-preproc_bold\.nii(\.gz)?$")
 _CIFTI = re.compile(r"_den-91k(_desc-preproc)?_bold\.dtseries\.nii$")
-_INDEX = "layout_index.sqlite"  # the name is PyBIDS's
-# What can hold no BOLD series and is often the bulk of a dataset.
-_IGNORED = re.compile(
-    r"/(anat|dwi|figures|fmap|log|logs|perf|sourcedata|work|code|\.[^/]*)(/|$)"
-    r"|\.(html|svg|tsv|h5|json|gii|txt|toml|mat|md|png)$"
-)
+_SERIES = re.compile(r"_desc-preproc_bold\.nii(\.gz)?$|_bold\.dtseries\.nii$")
+# Folders that can hold no BOLD series and are often the bulk of a dataset.
+_IGNORED = re.compile("anat|dwi|figures|fmap|logs?|perf|sourcedata|work|code")
 
 
 @dataclass(frozen=True)
@@ -81,11 +71,6 @@ class Candidate:
         return self.space in atlas.SPACES and bool(_VOLUME.search(self.path.name))
 
     @property
-    def label(self) -> str:
-        """Label of the participant whose folder it is in."""
-        return self.path.relative_to(self.derivatives.root).parts[0].removeprefix("sub-")
-
-    @property
     def is_in_place(self) -> bool:
         """Whether it is in the folder where its name belongs, and no copy put aside."""
         return is_in_place(self.path, self.derivatives.root, "func")
@@ -97,113 +82,31 @@ class Candidate:
 
 
 def find_candidates(
-    derivatives: Derivatives,
-    participants: Iterable[str],
-    filters: Mapping[str, Any],
-    database_dir: Path | None = None,
+    derivatives: Derivatives, label: str, filters: Mapping[str, Any]
 ) -> list[Candidate]:
-    """Return the BOLD series of some participants, in any space.
+    """Return the BOLD series of a participant, in any space.
 
     Parameters
     ----------
     derivatives : Derivatives
         The dataset.
-    participants : iterable of str
-        Labels; no folder of anybody else is looked into, unless a database is kept.
+    label : str
+        Label of the participant; no folder of anybody else is looked into.
     filters : mapping
         PyBIDS filters.
-    database_dir : Path, optional
-        Where PyBIDS keeps its index of the whole dataset. It is reused as it is: remove it when
-        the dataset has changed.
 
     Returns
     -------
     list of Candidate
         Sorted by path.
-
-    Raises
-    ------
-    UsageError
-        PyBIDS does not take the filters.
-    CannotCreateOutputError
-        The index cannot be written.
-    BadDataError
-        The index cannot be read.
     """
-    wanted = sorted(participants)
-    if database_dir is None:
-        others = re.compile(rf"^/sub-(?!({'|'.join(map(re.escape, wanted))})(/|$))")
-        layout = _layout(derivatives, [_IGNORED, others])
-    else:
-        layout = _kept_layout(derivatives, database_dir)
-    query = {"suffix": "bold", **filters, "subject": wanted, "return_type": "filename"}
-    try:
-        found = layout.get(**query)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UsageError(
-            f"the filters for bold cannot be used: {error}",
-            'entities have their long names: {"bold": {"task": "rest", "acquisition": "mb"}}',
-        ) from error
-    paths = [Path(path) for path in found]
+    folder = derivatives.root / f"sub-{label}"
+    paths = derivatives.listing.below(folder, _SERIES.search, _IGNORED)
     return [
         Candidate(path, entities_of(path), derivatives)
         for path in sorted(paths)
-        if _VOLUME.search(path.name) or path.name.endswith(".dtseries.nii")
+        if fits(path, filters)
     ]
-
-
-def _layout(
-    derivatives: Derivatives, ignore: Sequence[re.Pattern[str]], database: Path | None = None
-) -> BIDSLayout:
-    """Index a dataset with PyBIDS, or open the database when there is one."""
-    logging.getLogger("bids-layout").setLevel(logging.ERROR)
-    from bids.layout import BIDSLayout, BIDSLayoutIndexer
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return BIDSLayout(
-            derivatives.root,
-            validate=False,
-            config=["bids", "derivatives"],
-            indexer=BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore),
-            database_path=database,
-        )
-
-
-def _kept_layout(derivatives: Derivatives, database_dir: Path) -> BIDSLayout:
-    """Open the index that is kept of a dataset; make it first when there is none."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    # PyBIDS believes an index without asking which dataset it is of.
-    of_which = hashlib.sha256(os.fsencode(derivatives.root)).hexdigest()[:8]
-    folder = database_dir / f"{derivatives.name}-{of_which}"
-    if not (folder / _INDEX).is_file():
-        try:
-            _make_index(derivatives, folder)
-        except (OSError, SQLAlchemyError) as error:
-            raise CannotCreateOutputError(
-                f"{folder}: the index of {derivatives.root} cannot be written: {error}",
-                "choose another folder with --bids-database-dir, or go without",
-            ) from error
-    try:
-        return _layout(derivatives, [_IGNORED], folder)
-    except SQLAlchemyError as error:
-        raise BadDataError(
-            f"{folder / _INDEX}: cannot be read as an index: {error}", "remove it"
-        ) from error
-
-
-def _make_index(derivatives: Derivatives, folder: Path) -> None:
-    """Write the index aside and move it into place, so that nobody opens half of it."""
-    from filelock import FileLock
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if (folder / _INDEX).is_file():
-            return  # made by another job in the meantime
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            _layout(derivatives, [_IGNORED], Path(aside)).session.close()
-            os.replace(Path(aside, _INDEX), folder / _INDEX)
 
 
 def choose(candidates: Sequence[Candidate], spaces: Sequence[str]) -> Candidate | None:
@@ -284,7 +187,7 @@ def _mask(candidate: Candidate) -> Path | None:
         return None
     kept = {key: value for key, value in candidate.entities.items() if key != "desc"}
     names = [f"{join(e)}_desc-brain_mask.nii{gz}" for e in _fewer(kept) for gz in (".gz", "")]
-    return first_file(candidate.path.parent, names)
+    return first_file(candidate.derivatives.listing, candidate.path.parent, names)
 
 
 def _confounds(candidate: Candidate) -> Path | None:
@@ -293,7 +196,7 @@ def _confounds(candidate: Candidate) -> Path | None:
         for e in _fewer(candidate.run_entities)
         for suffix in ("timeseries", "regressors")
     ]
-    return first_file(candidate.path.parent, names)
+    return first_file(candidate.derivatives.listing, candidate.path.parent, names)
 
 
 def _fewer(entities: Mapping[str, str]) -> Iterator[dict[str, str]]:
@@ -315,7 +218,7 @@ def describe_form(candidate: Candidate) -> str:
 def _repetition_time(candidate: Candidate) -> float | None:
     """Return RepetitionTime from the sidecars, the nearest and most specific first."""
     endings = ("bold.json", "bold.dtseries.json")
-    found = metadata(candidate.path, candidate.derivatives.root, "RepetitionTime", *endings)
+    found = metadata(candidate.path, candidate.derivatives, "RepetitionTime", *endings)
     if found is None:
         return None
     value, path = found

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from bsym_bids.errors import InputMissingError, NotBidsError
+from bsym_bids.inputs.files import check_present, is_there
+from bsym_bids.inputs.listing import Listing
 from bsym_bids.inputs.records import Derivatives
 
 LOGGER = logging.getLogger("bsym_bids")
 _LOOK_AT = 20  # participants that are looked into before a folder is said to hold no series
-_LABEL = re.compile(r"[a-zA-Z0-9+]+")
+_PARTICIPANT = re.compile(r"sub-[a-zA-Z0-9+]+")
 # What fMRIPrep alone writes: XCP-D and others name their series desc-denoised and the like.
 _SERIES = re.compile(
     r"_desc-preproc_bold\.nii(\.gz)?$|_den-[a-zA-Z0-9]+(_desc-preproc)?_bold\.dtseries\.nii$"
@@ -32,7 +34,7 @@ def check_bids(bids_dir: Path, skip_validation: bool) -> None:
     Raises
     ------
     InputMissingError
-        The folder does not exist.
+        The folder does not exist, or the content of the file below is not there.
     NotBidsError
         Its ``dataset_description.json`` is absent or no JSON object, and validation is not skipped.
     """
@@ -40,6 +42,8 @@ def check_bids(bids_dir: Path, skip_validation: bool) -> None:
         raise InputMissingError(f"{bids_dir}: no such folder")
     path = bids_dir / "dataset_description.json"
     problem = ""
+    if is_there(path) and not skip_validation:
+        check_present([path])
     try:
         if not isinstance(json.loads(path.read_text("utf-8")), dict):
             problem = "is not a JSON object"
@@ -57,7 +61,9 @@ def check_bids(bids_dir: Path, skip_validation: bool) -> None:
 
 
 def find_derivatives(
-    bids_dir: Path, named: Mapping[str, Path] | None = None
+    bids_dir: Path,
+    named: Mapping[str, Path] | None = None,
+    listing: Listing | None = None,
 ) -> tuple[Derivatives, ...]:
     """Return the derivative datasets to read.
 
@@ -67,6 +73,8 @@ def find_derivatives(
         The dataset.
     named : mapping of str to Path, optional
         Datasets that the user names: those are taken and no others.
+    listing : Listing, optional
+        What there is in folders.
 
     Returns
     -------
@@ -80,25 +88,27 @@ def find_derivatives(
     InputMissingError
         A named folder does not exist.
     """
+    listing = listing or Listing()
     if named:
         for name, path in named.items():
             if not path.is_dir():
                 raise InputMissingError(f"--derivatives {name}={path}: no such folder")
-        return _with_names(named.items())
+        return _with_names(named.items(), listing)
     found: dict[Path, Path] = {}
-    for path in filter(_is_read, _looked_at(bids_dir)):
-        found.setdefault(path.resolve(), path)  # links may lead to the same dataset twice
-    return _with_names(_folder_names(found.values()))
+    for path in _looked_at(bids_dir, listing):
+        if _is_read(path, listing):
+            found.setdefault(path.resolve(), path)  # links may lead to the same dataset twice
+    return _with_names(_folder_names(found.values()), listing)
 
 
-def _looked_at(bids_dir: Path) -> list[Path]:
+def _looked_at(bids_dir: Path, listing: Listing) -> list[Path]:
     """Return the folders that may be derivative datasets."""
-    return [bids_dir, *_candidates(bids_dir / "derivatives")]
+    return [bids_dir, *_candidates(bids_dir / "derivatives", listing)]
 
 
-def nothing_found(bids_dir: Path, modalities: Sequence[str]) -> InputMissingError:
+def nothing_found(bids_dir: Path, modalities: Sequence[str], listing: Listing) -> InputMissingError:
     """Return the error for a dataset in which there is nothing of what is wanted."""
-    listed = ", ".join(map(str, _looked_at(bids_dir)))
+    listed = ", ".join(map(str, _looked_at(bids_dir, listing)))
     wanted = {"bold": "no fMRIPrep derivatives found", "dwi": "no diffusion series found"}
     absent = ", ".join(text for key, text in wanted.items() if key in modalities)
     names = {
@@ -112,14 +122,16 @@ def nothing_found(bids_dir: Path, modalities: Sequence[str]) -> InputMissingErro
     )
 
 
-def raw_dataset(bids_dir: Path, derivatives: Sequence[Derivatives]) -> Derivatives:
+def raw_dataset(
+    bids_dir: Path, derivatives: Sequence[Derivatives], listing: Listing
+) -> Derivatives:
     """Return the record of the dataset itself, by a name that no derivative dataset has."""
     root = bids_dir.absolute()
     for dataset in derivatives:
         if dataset.root == root:
             return dataset
     named = [(dataset.name, dataset.root) for dataset in derivatives]
-    return _with_names([*named, ("raw", root)])[-1]
+    return _with_names([*named, ("raw", root)], listing)[-1]
 
 
 def _folder_names(paths: Iterable[Path]) -> list[tuple[str, Path]]:
@@ -133,33 +145,36 @@ def _folder_names(paths: Iterable[Path]) -> list[tuple[str, Path]]:
     ]
 
 
-def _with_names(named: Iterable[tuple[str, Path]]) -> tuple[Derivatives, ...]:
+def _with_names(named: Iterable[tuple[str, Path]], listing: Listing) -> tuple[Derivatives, ...]:
     """Make the records, with names that BIDS URIs may hold and that no two datasets share."""
     datasets: dict[str, Derivatives] = {}
     for wanted, path in named:
         plain = re.sub(r"[^A-Za-z0-9._-]", "_", wanted) or "derivatives"
         numbered = (f"{plain}-{number}" for number in itertools.count(2))
         name = next(name for name in itertools.chain([plain], numbered) if name not in datasets)
-        datasets[name] = Derivatives(name, path.absolute())
+        datasets[name] = Derivatives(name, path.absolute(), listing)
     return tuple(datasets.values())
 
 
-def _candidates(folder: Path) -> list[Path]:
+def _candidates(folder: Path, listing: Listing) -> list[Path]:
     """Return the folders below ``derivatives``, and those one level further down."""
-    direct = _folders(folder)
+    direct = _folders(folder, listing)
     nested = [
-        inner for outer in direct if not _has_participants(outer) for inner in _folders(outer)
+        inner
+        for outer in direct
+        if not participant_folders(outer, listing)
+        for inner in _folders(outer, listing)
     ]
     return direct + nested
 
 
-def _folders(folder: Path) -> list[Path]:
+def _folders(folder: Path, listing: Listing) -> list[Path]:
     """Return what may be datasets in a folder; none when it cannot be looked into."""
-    found = (path for path in folder.glob("*") if not path.name.startswith((".", "sub-")))
-    return sorted(path for path in found if path.is_dir())
+    names = listing.look(folder).folders
+    return [folder / name for name in names if not name.startswith("sub-")]
 
 
-def _is_read(folder: Path) -> bool:
+def _is_read(folder: Path, listing: Listing) -> bool:
     """Tell whether a folder holds what fMRIPrep or QSIPrep write, by its word or by its files."""
     names = _generators(folder)
     # Programs that work on fMRIPrep's outputs keep its entry and put their own before it.
@@ -167,11 +182,12 @@ def _is_read(folder: Path) -> bool:
         return True
     if "bsym-bids" in names:
         return False
-    files = itertools.chain(bold_files(folder, _LOOK_AT), dwi_files(folder, _LOOK_AT))
+    some = Derivatives("", folder, listing)
+    files = itertools.chain(bold_files(some, _LOOK_AT), dwi_files(some, _LOOK_AT))
     if any(_SERIES.search(path.name) or _DIFFUSION.search(path.name) for path in files):
         return True
     # Many programs copy the anatomy they worked on: it counts only where none claims the dataset.
-    anatomy = _files(folder, "anat", "sub-*_T1w.*", _LOOK_AT)
+    anatomy = _files(some, "anat", "_T1w.", _LOOK_AT)
     return not names and any(_ANATOMY.search(path.name) for path in anatomy)
 
 
@@ -180,7 +196,7 @@ def is_qsiprep(dataset: Derivatives) -> bool:
     names = _generators(dataset.root)
     if names and any(program in names[0] for program in _PROGRAMS):
         return "qsiprep" in names[0]
-    return any(_DIFFUSION.search(path.name) for path in dwi_files(dataset.root, _LOOK_AT))
+    return any(_DIFFUSION.search(path.name) for path in dwi_files(dataset, _LOOK_AT))
 
 
 def _generators(folder: Path) -> list[str]:
@@ -204,45 +220,69 @@ def _generators(folder: Path) -> list[str]:
     ]
 
 
-def _has_participants(folder: Path) -> bool:
-    return any(folder.glob("sub-*"))
+def participant_folders(folder: Path, listing: Listing) -> list[str]:
+    """Return the names of what may be the folders of participants, sorted."""
+    return [name for name in listing.look(folder).folders if name.startswith("sub-")]
 
 
-def bold_files(folder: Path, participants: int | None = None) -> Iterator[Path]:
-    """Yield what may be BOLD series by name and place, without an index.
+def bold_files(dataset: Derivatives, participants: int | None = None) -> Iterator[Path]:
+    """Yield what may be BOLD series of everybody, by name and place.
 
     Parameters
     ----------
-    folder : Path
-        Root of a dataset.
+    dataset : Derivatives
+        The dataset.
     participants : int, optional
-        Look into so many participants only.
+        Look into the folders of so many participants only.
     """
-    return _files(folder, "func", "sub-*_bold.*", participants)
+    return _files(dataset, "func", "_bold.", participants)
 
 
-def dwi_files(folder: Path, participants: int | None = None) -> Iterator[Path]:
-    """Yield what may be diffusion series by name and place, as `bold_files` does."""
-    return _files(folder, "dwi", "sub-*_dwi.nii*", participants)
+def dwi_files(dataset: Derivatives, participants: int | None = None) -> Iterator[Path]:
+    """Yield what may be diffusion series of everybody, as `bold_files` does."""
+    return _files(dataset, "dwi", DWI, participants)
 
 
-def _files(folder: Path, datatype: str, pattern: str, participants: int | None) -> Iterator[Path]:
-    people = sorted(path for path in folder.glob("sub-*") if path.is_dir())
-    for participant in people[:participants]:
-        yield from participant.glob(f"{datatype}/{pattern}")
-        yield from participant.glob(f"ses-*/{datatype}/{pattern}")
+#: Part of the names of diffusion series.
+DWI = "_dwi.nii"
 
 
-def participants_of(folder: Path) -> set[str]:
+def _files(
+    dataset: Derivatives, datatype: str, part: str, participants: int | None
+) -> Iterator[Path]:
+    for name in participant_folders(dataset.root, dataset.listing)[:participants]:
+        yield from files_of(dataset, name.removeprefix("sub-"), datatype, part)
+
+
+def files_of(dataset: Derivatives, label: str, datatype: str, part: str) -> Iterator[Path]:
+    """Yield the files of a participant that are in a folder of their datatype.
+
+    Parameters
+    ----------
+    dataset : Derivatives
+        The dataset.
+    label : str
+        Label of the participant.
+    datatype : str
+        ``func``, ``dwi``, ``anat`` or ``fmap``.
+    part : str
+        What their names hold, beside ``sub-`` at the beginning.
+    """
+    own = dataset.root / f"sub-{label}"
+    sessions = (name for name in dataset.listing.look(own).folders if name.startswith("ses-"))
+    for folder in (own / datatype, *(own / session / datatype for session in sessions)):
+        for name in dataset.listing.look(folder).files:
+            if name.startswith("sub-") and part in name:
+                yield folder / name
+
+
+def participants_of(dataset: Derivatives) -> set[str]:
     """Return the labels of the participant folders of a dataset."""
-    return {p.name.removeprefix("sub-") for p in folder.glob("sub-*") if _is_participant(p)}
+    names = participant_folders(dataset.root, dataset.listing)
+    return {name.removeprefix("sub-") for name in names if _PARTICIPANT.fullmatch(name)}
 
 
-def odd_participants(folder: Path) -> list[Path]:
+def odd_participants(dataset: Derivatives) -> list[Path]:
     """Return the folders that are no participant's although they begin like one: ``sub-01_old``."""
-    return sorted(p for p in folder.glob("sub-*") if p.is_dir() and not _is_participant(p))
-
-
-def _is_participant(folder: Path) -> bool:
-    label = folder.name.removeprefix("sub-")
-    return folder.is_dir() and _LABEL.fullmatch(label) is not None
+    names = participant_folders(dataset.root, dataset.listing)
+    return [dataset.root / name for name in names if not _PARTICIPANT.fullmatch(name)]

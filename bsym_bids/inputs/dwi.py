@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bsym_bids.errors import BadDataError, BsymError, InputMissingError
 from bsym_bids.inputs.anatomy import Anatomies
+from bsym_bids.inputs.datasets import files_of
 from bsym_bids.inputs.files import (
     check_present,
     first_file,
@@ -155,7 +156,7 @@ def _preprocessed_scans(chosen: Sequence[Series], found: Found) -> list[DwiScan]
             continue
         form = {key: value for key, value in one.entities.items() if key != "desc"}
         names = [f"{join(form)}_desc-brain_mask.nii{gz}" for gz in (".gz", "")]
-        mask = first_file(one.path.parent, names)
+        mask = first_file(one.dataset.listing, one.path.parent, names)
         scans.append(DwiScan(one.scan_entities, (image,), one.dataset, one.space, mask))
     return scans
 
@@ -189,8 +190,7 @@ def _add_anatomy(scans: Sequence[DwiScan], anatomies: Anatomies, found: Found) -
 
 def _field_maps(label: str, raw: Derivatives) -> list[Skipped]:
     """List the field maps that are meant for diffusion series: they are not used."""
-    folder = raw.root / f"sub-{label}"
-    epis = [*folder.glob("fmap/sub-*_epi.nii*"), *folder.glob("ses-*/fmap/sub-*_epi.nii*")]
+    epis = files_of(raw, label, "fmap", "_epi.nii")
     return [
         Skipped(path, "a field map: distortions are measured by series of dwi/ alone")
         for path in sorted(epis)
@@ -200,7 +200,7 @@ def _field_maps(label: str, raw: Derivatives) -> list[Skipped]:
 
 def _is_for_diffusion(path: Path, raw: Derivatives) -> bool:
     try:
-        found = metadata(path, raw.root, "IntendedFor", "epi.json")
+        found = metadata(path, raw, "IntendedFor", "epi.json")
     except BsymError:
         return False  # nothing depends on it
     return found is not None and "dwi/" in str(found[0])

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bsym_bids.errors import BadDataError, InputMissingError
+from bsym_bids.inputs.listing import ABSENT
+
+if TYPE_CHECKING:
+    from bsym_bids.inputs.listing import Listing
+    from bsym_bids.inputs.records import Derivatives
 
 _ENTITY = re.compile(r"[a-zA-Z]+-[a-zA-Z0-9+]+")
+#: How the file begins that git-annex leaves for content that is not here, and how long it may be.
+_POINTER, _LONGEST_POINTER = b"/annex/objects/", 32768
 
 
 def entities_of(path: Path) -> dict[str, str]:
@@ -19,8 +28,11 @@ def entities_of(path: Path) -> dict[str, str]:
     PyBIDS knows the entities of its configuration only; two files that differ in another one must
     not become one run.
     """
-    parts = path.name.split("_")[:-1]
-    return dict(part.split("-", 1) for part in parts if "-" in part)
+    return _split(path.name)
+
+
+def _split(name: str) -> dict[str, str]:
+    return dict(part.split("-", 1) for part in name.split("_")[:-1] if "-" in part)
 
 
 def is_well_named(path: Path) -> bool:
@@ -53,10 +65,11 @@ def is_there(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
-def first_file(folder: Path, names: Iterable[str]) -> Path | None:
-    """Return the first of some files that there is."""
+def first_file(listing: Listing, folder: Path, names: Iterable[str]) -> Path | None:
+    """Return the first of some files that there is in a folder."""
     # A dangling link counts: its content is to be fetched, not done without.
-    return next(filter(is_there, (folder / name for name in names)), None)
+    found = listing.look(folder)
+    return next((folder / name for name in names if found.has(name)), None)
 
 
 def check_present(paths: Iterable[Path | None]) -> None:
@@ -65,29 +78,63 @@ def check_present(paths: Iterable[Path | None]) -> None:
     Raises
     ------
     InputMissingError
-        A file is a link to content that has not been downloaded, or gone.
+        A file is a link to content that has not been downloaded, or what git-annex leaves in its
+        place, or gone.
     """
     for path in paths:
-        if path is not None and not path.exists():
-            raise _absent(path)
+        if path is not None and (error := _absence(path)):
+            raise error
+
+
+def _absence(path: Path) -> InputMissingError | None:
+    """Return what is wrong with a file that was listed, if its content is not there."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return _absent(path) if error.errno in ABSENT else None
+    if stat.S_ISREG(status.st_mode) and status.st_size <= _LONGEST_POINTER and _is_pointer(path):
+        return _not_downloaded(path)
+    return None
 
 
 def _absent(path: Path) -> InputMissingError:
-    """Return the error for a file that the index or the folder lists but that is not there."""
-    if path.is_symlink():
-        return InputMissingError(f"{path}: not downloaded: datalad get {path}")
-    return InputMissingError(f"{path}: no longer there: remove the index in --bids-database-dir")
+    """Return the error for a file that was listed but is not there."""
+    try:
+        target = os.readlink(path)
+    except OSError:
+        return InputMissingError(
+            f"{path}: no longer there", "it was a moment ago: run the same command again"
+        )
+    if "/annex/" in target.replace(os.sep, "/"):
+        return _not_downloaded(path)
+    return InputMissingError(
+        f"{path}: a link to {target}, which is not there",
+        "mount or copy what it leads to; in a container, the folder of the target as well",
+    )
 
 
-def applying(path: Path, root: Path, *endings: str) -> Iterator[Path]:
+def _is_pointer(path: Path) -> bool:
+    """Tell whether a small file is what git-annex leaves of an unlocked file without content."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False  # whoever reads it says what is wrong
+
+
+def _not_downloaded(path: Path) -> InputMissingError:
+    return InputMissingError(f"{path}: not downloaded: datalad get {path}")
+
+
+def applying(path: Path, dataset: Derivatives, *endings: str) -> Iterator[Path]:
     """Yield the files that apply to a series by BIDS's inheritance principle.
 
     Parameters
     ----------
     path : Path
         The series.
-    root : Path
-        Root of its dataset, above which nothing counts.
+    dataset : Derivatives
+        Its dataset, above whose root nothing counts.
     endings : str
         How the names end: ``bold.json``.
 
@@ -96,24 +143,23 @@ def applying(path: Path, root: Path, *endings: str) -> Iterator[Path]:
     Path
         The nearest first, in one folder the most specific first.
     """
-    entities = entities_of(path).items()
+    entities = _split(path.name).items()
     folder = path.parent
     while True:
-        found = {
-            other
+        names = {
+            name
             for ending in endings
-            # Hidden are the ._ files of macOS, which copy the name but not the content.
-            for other in folder.glob(f"[!.]*{ending[1:]}")
-            if (other.name == ending or other.name.endswith(f"_{ending}"))
-            and entities_of(other).items() <= entities
+            for name in dataset.listing.look(folder).ending(ending)
+            if (name == ending or name.endswith(f"_{ending}")) and _split(name).items() <= entities
         }
-        yield from sorted(found, key=lambda other: (-len(entities_of(other)), other.name))
-        if folder == root or root not in folder.parents:
+        for name in sorted(names, key=lambda name: (-len(_split(name)), name)):
+            yield folder / name
+        if folder == dataset.root or dataset.root not in folder.parents:
             return
         folder = folder.parent
 
 
-def metadata(path: Path, root: Path, key: str, *endings: str) -> tuple[Any, Path] | None:
+def metadata(path: Path, dataset: Derivatives, key: str, *endings: str) -> tuple[Any, Path] | None:
     """Return a field of the sidecars of a series, and the one it is from; None where none has it.
 
     Raises
@@ -123,7 +169,7 @@ def metadata(path: Path, root: Path, key: str, *endings: str) -> tuple[Any, Path
     BadDataError
         A sidecar cannot be read.
     """
-    for sidecar in applying(path, root, *endings):
+    for sidecar in applying(path, dataset, *endings):
         value = _read_sidecar(sidecar).get(key)
         if value is not None:
             return value, sidecar

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bsym_bids.config import DEFAULT_SPACES, MODALITIES
@@ -19,10 +20,14 @@ from bsym_bids.inputs.bold import (
     describe_form,
     find_candidates,
 )
+from bsym_bids.inputs.case import alike
+from bsym_bids.inputs.database import Database
 from bsym_bids.inputs.datasets import (
+    DWI,
     bold_files,
     check_bids,
     dwi_files,
+    files_of,
     find_derivatives,
     nothing_found,
     odd_participants,
@@ -31,12 +36,14 @@ from bsym_bids.inputs.datasets import (
 )
 from bsym_bids.inputs.dwi import find_scans
 from bsym_bids.inputs.files import entities_of
+from bsym_bids.inputs.listing import Listing
 from bsym_bids.inputs.records import BoldRun, Derivatives, Participant, Plan, Skipped
 from bsym_bids.inputs.selection import Selection, check_filters, unknown_label
 from bsym_bids.inputs.series import Found
 
 _SHOWN = 3  # reasons in the message that nothing is left
-_HCP = "*_Atlas*.dtseries.nii"
+_HCP = re.compile(r"_Atlas.*\.dtseries\.nii$")
+_NOT_FUNC = re.compile("(?!func$|ses-).*")
 
 
 @dataclass(frozen=True)
@@ -51,57 +58,108 @@ class _Sources:
         Derivative datasets.
     modalities : tuple of str
         What is wanted: ``bold``, ``dwi``.
-    with_derivatives, with_dwi, known : set of str
-        Participants with derivatives, with raw diffusion series if those are wanted, and all.
+    everybody, with_derivatives : set of str
+        Participants of the dataset itself, and those with derivatives.
     """
 
     raw: Derivatives
     derivatives: tuple[Derivatives, ...]
     modalities: tuple[str, ...]
+    everybody: set[str]
     with_derivatives: set[str]
-    with_dwi: set[str]
-    known: set[str]
 
     @classmethod
     def of(
-        cls, bids_dir: Path, named: Mapping[str, Path] | None, modalities: Sequence[str]
+        cls,
+        bids_dir: Path,
+        named: Mapping[str, Path] | None,
+        modalities: Sequence[str],
+        listing: Listing,
     ) -> _Sources:
-        """Look for datasets, and see that there is something of what is wanted."""
-        derivatives = find_derivatives(bids_dir, named)
-        raw = raw_dataset(bids_dir, derivatives)
-        everybody = participants_of(raw.root)
-        with_derivatives = set().union(*(participants_of(d.root) for d in derivatives))
-        wanted = "dwi" in modalities
-        with_dwi = {_label_of(path, raw) for path in dwi_files(raw.root)} if wanted else set()
-        with_dwi &= everybody
-        if derivatives and not with_derivatives and (named or not with_dwi):
+        """Look for datasets, and who is in them."""
+        derivatives = find_derivatives(bids_dir, named, listing)
+        raw = raw_dataset(bids_dir, derivatives, listing)
+        with_derivatives = set().union(*map(participants_of, derivatives))
+        return cls(raw, derivatives, tuple(modalities), participants_of(raw), with_derivatives)
+
+    def check_something(self, labels: Iterable[str], named: bool) -> None:
+        """See that there is something of what is wanted.
+
+        Parameters
+        ----------
+        labels : iterable of str
+            Those who are asked for: where one of them has it, nobody else is looked at.
+        named : bool
+            Whether the user names the derivative datasets.
+
+        Raises
+        ------
+        InputMissingError
+            There is nothing.
+        """
+        if self.derivatives and not self.with_derivatives and (named or not self._any_raw(labels)):
             raise InputMissingError(
-                f"no folder of a participant in {', '.join(str(d.root) for d in derivatives)}",
-                "name the folder that has sub-<label> in it: --derivatives fmriprep=PATH",
+                f"no folder of a participant in {', '.join(str(d.root) for d in self.derivatives)}",
+                "name the folder that has sub-<label> in it: --derivatives fmriprep=PATH; it is "
+                "empty where datalad has not installed it: datalad get -n PATH",
             )
-        if not with_derivatives and not with_dwi:
-            raise nothing_found(bids_dir, modalities)
-        if tuple(modalities) == ("dwi",) and not with_dwi:
-            files = itertools.chain.from_iterable(dwi_files(d.root) for d in derivatives)
-            if next(files, None) is None:
-                raise nothing_found(bids_dir, modalities)
-        known = everybody | with_derivatives
-        return cls(raw, derivatives, tuple(modalities), with_derivatives, with_dwi, known)
+        if not self.with_derivatives and not self._any_raw(labels):
+            raise nothing_found(self.raw.root, self.modalities, self.raw.listing)
+        if self.modalities != ("dwi",) or any(map(self._has_dwi, labels)):
+            return
+        if next(self.diffusion_files(), None) is None:
+            raise nothing_found(self.raw.root, self.modalities, self.raw.listing)
+
+    def _any_raw(self, labels: Iterable[str]) -> bool:
+        """Tell whether anybody has raw diffusion series that are wanted."""
+        return any(map(self.has_raw_dwi, itertools.chain(labels, sorted(self.everybody))))
+
+    def has_raw_dwi(self, label: str) -> bool:
+        """Tell whether a participant has raw diffusion series that are wanted."""
+        wanted = "dwi" in self.modalities and label in self.everybody
+        return wanted and next(files_of(self.raw, label, "dwi", DWI), None) is not None
+
+    def _has_dwi(self, label: str) -> bool:
+        files = (files_of(dataset, label, "dwi", DWI) for dataset in self.derivatives)
+        return self.has_raw_dwi(label) or next(itertools.chain(*files), None) is not None
+
+    def has_inputs(self, label: str) -> bool:
+        """Tell whether a participant may have something to process."""
+        return label in self.with_derivatives or self.has_raw_dwi(label)
 
     @property
-    def with_inputs(self) -> set[str]:
-        """Participants who may have something to process."""
-        return self.with_derivatives | self.with_dwi
+    def known(self) -> set[str]:
+        """All participants there are."""
+        return self.everybody | self.with_derivatives
 
     def diffusion_files(self) -> Iterator[Path]:
         """Yield what may be diffusion series of anybody, if those are wanted."""
         if "dwi" in self.modalities:
             for dataset in dict.fromkeys([*self.derivatives, self.raw]):
-                yield from dwi_files(dataset.root)
+                yield from dwi_files(dataset)
 
 
-def _label_of(path: Path, dataset: Derivatives) -> str:
-    return path.relative_to(dataset.root).parts[0].removeprefix("sub-")
+@dataclass
+class _Finding:
+    """What was found of one participant.
+
+    Attributes
+    ----------
+    participant : Participant, optional
+        What to process, or why it cannot be; None for nothing.
+    skipped : list of Skipped
+        What is not processed.
+    runs, scans : list of mapping
+        Entities of all BOLD and diffusion series that were looked at.
+    is_there : bool
+        Whether there is anything that may be processed.
+    """
+
+    participant: Participant | None
+    skipped: list[Skipped]
+    runs: list[Mapping[str, str]] = field(default_factory=list)
+    scans: list[Mapping[str, str]] = field(default_factory=list)
+    is_there: bool = True
 
 
 def plan_inputs(
@@ -128,7 +186,7 @@ def plan_inputs(
     skip_bids_validation : bool
         Go on without a valid ``dataset_description.json``.
     database_dir : Path, optional
-        Where PyBIDS keeps its index of BOLD series.
+        Where what there is in the folders of participants is kept for later calls.
     modalities : sequence of str
         ``bold``, ``dwi`` or both.
 
@@ -145,51 +203,72 @@ def plan_inputs(
     """
     selection = selection or Selection()
     check_spaces(spaces)
-    check_filters("dwi", selection.dwi_filters)
-    check_filters("t1w", selection.t1w_filters)
+    for query, filters in (
+        ("bold", selection.filters),
+        ("dwi", selection.dwi_filters),
+        ("t1w", selection.t1w_filters),
+    ):
+        check_filters(query, filters)
     check_bids(bids_dir, skip_bids_validation)
-    sources = _Sources.of(bids_dir, derivatives, modalities)
+    listing = Listing(Database.of(database_dir, bids_dir) if database_dir else None)
+    sources = _Sources.of(bids_dir, derivatives, modalities, listing)
+    sources.check_something(selection.participants, bool(derivatives))
     labels = _wanted_participants(selection, sources)
-    skipped = [] if selection.participants else _not_looked_into(bids_dir, sources)
-    candidates = _candidates(sources, labels, selection, database_dir)
-    diffusion = {label: _diffusion(label, sources, selection) for label in sorted(labels)}
-    _check_labels(selection, candidates, diffusion, sources)
-    by_label: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        by_label[candidate.label].append(candidate)
-    participants = []
-    for label, found in diffusion.items():
-        own = by_label[label]
-        participant, unused = _participant(label, own, found, selection, spaces)
-        skipped += unused
-        if participant.bold_runs or participant.dwi_scans or participant.problems:
-            participants.append(participant)
-            continue
-        reason = _why_nothing(label, sources)
-        named = label in selection.participants and not selection.has_filters
-        if label in sources.with_inputs and (own or found.series or not named):
-            skipped.append(reason)
-        else:
-            problem = InputMissingError(f"{reason.path}: {reason.reason}")
-            participants.append(Participant(label, (), (problem,)))
+    findings = []
+    for label in labels:
+        with listing.of_participant(label):
+            findings.append(_look_at(label, sources, selection, spaces))
+    _check_labels(selection, findings, sources)
+    skipped = [] if selection.participants else _odd_folders(sources)
+    for finding in sorted(findings, key=lambda finding: finding.is_there):
+        skipped += finding.skipped
+    participants = [finding.participant for finding in findings if finding.participant]
+    listing.forget()
     if not participants:
         reasons = "; ".join(f"{s.path}: {s.reason}" for s in skipped[:_SHOWN])
         raise NothingSelectedError(
             f"{bids_dir}: nothing to process is left after all labels and filters",
             f"why, for example: {reasons}",
         )
-    return Plan(bids_dir, sources.derivatives, tuple(participants), tuple(skipped))
+    others = alike(sources.known)
+    return Plan(
+        bids_dir,
+        sources.derivatives,
+        tuple(participants),
+        tuple(skipped),
+        {one.label: others[one.label] for one in participants if one.label in others},
+        listing.notes,
+    )
 
 
-def _not_looked_into(bids_dir: Path, sources: _Sources) -> list[Skipped]:
-    """List the folders of participants that have nothing to look at, or no label."""
-    odd = [path for dataset in sources.derivatives for path in odd_participants(dataset.root)]
+def _look_at(
+    label: str, sources: _Sources, selection: Selection, spaces: Sequence[str]
+) -> _Finding:
+    """Look for all series of a participant, and decide about them."""
+    has_inputs = sources.has_inputs(label)
+    if not has_inputs and not selection.participants:
+        path = sources.raw.root / f"sub-{label}"
+        return _Finding(None, [Skipped(path, _nothing_of(sources))], is_there=False)
+    own = _candidates(label, sources, selection)
+    found = _diffusion(label, sources, selection)
+    participant, skipped = _participant(label, own, found, selection, spaces)
+    runs, scans = [one.entities for one in own], [one.entities for one in found.series]
+    if participant.bold_runs or participant.dwi_scans or participant.problems:
+        return _Finding(participant, skipped, runs, scans)
+    reason = _why_nothing(label, sources)
+    named = label in selection.participants and not selection.has_filters
+    if has_inputs and (own or found.series or not named):
+        return _Finding(None, [*skipped, reason], runs, scans)
+    problem = InputMissingError(f"{reason.path}: {reason.reason}")
+    return _Finding(Participant(label, (), (problem,)), skipped, runs, scans)
+
+
+def _odd_folders(sources: _Sources) -> list[Skipped]:
+    """List the folders that begin like those of participants but have no label."""
+    odd = [path for dataset in sources.derivatives for path in odd_participants(dataset)]
     if "dwi" in sources.modalities and sources.raw not in sources.derivatives:
-        odd += [path for path in odd_participants(bids_dir) if any(path.glob("**/*_dwi.nii*"))]
-    return [Skipped(path, "not a label of BIDS: letters and digits only") for path in odd] + [
-        Skipped(bids_dir / f"sub-{label}", _nothing_of(sources))
-        for label in sorted(participants_of(bids_dir) - sources.with_inputs)
-    ]
+        odd += [path for path in odd_participants(sources.raw) if any(path.glob("**/*_dwi.nii*"))]
+    return [Skipped(path, "not a label of BIDS: letters and digits only") for path in odd]
 
 
 def _nothing_of(sources: _Sources) -> str:
@@ -199,47 +278,43 @@ def _nothing_of(sources: _Sources) -> str:
     return f"{' and '.join(absent)} for this participant"
 
 
-def _check_labels(
-    selection: Selection,
-    candidates: Sequence[Candidate],
-    diffusion: Mapping[str, Found],
-    sources: _Sources,
-) -> None:
+def _check_labels(selection: Selection, findings: Sequence[_Finding], sources: _Sources) -> None:
     """Complain about labels that nobody has, also not among those who are not selected."""
-    series = [one.entities for found in diffusion.values() for one in found.series]
     try:
-        selection.check_known([c.entities for c in candidates], series)
+        selection.check_known(
+            itertools.chain.from_iterable(finding.runs for finding in findings),
+            itertools.chain.from_iterable(finding.scans for finding in findings),
+        )
     except NothingSelectedError:
         # A session or task that only others have is no typing mistake.
         datasets = sources.derivatives if "bold" in sources.modalities else ()
-        files = itertools.chain.from_iterable(bold_files(d.root) for d in datasets)
+        files = itertools.chain.from_iterable(map(bold_files, datasets))
         selection.check_known(map(entities_of, files), map(entities_of, sources.diffusion_files()))
 
 
 def _why_nothing(label: str, sources: _Sources) -> Skipped:
     """Say why a participant has nothing to process, not even a problem."""
-    datasets = dict.fromkeys([*sources.derivatives, sources.raw])
-    if label not in sources.with_inputs:
+    if not sources.has_inputs(label):
         return Skipped(Path(f"sub-{label}"), _nothing_of(sources))
+    datasets = dict.fromkeys([*sources.derivatives, sources.raw])
     folders = [d.root / f"sub-{label}" for d in datasets if (d.root / f"sub-{label}").is_dir()]
     for folder in folders:
-        for pattern in (f"func/{_HCP}", f"ses-*/func/{_HCP}"):
-            for path in sorted(folder.glob(pattern)):
-                return Skipped(
-                    path,
-                    "named by the HCP pipelines; fMRIPrep's names are read: "
-                    "sub-<label>_task-<name>_space-fsLR_den-91k_bold.dtseries.nii",
-                )
+        for path in sources.raw.listing.below(folder, _HCP.search, _NOT_FUNC):
+            return Skipped(
+                path,
+                "named by the HCP pipelines; fMRIPrep's names are read: "
+                "sub-<label>_task-<name>_space-fsLR_den-91k_bold.dtseries.nii",
+            )
     absent = ["no BOLD series"] * ("bold" in sources.modalities)
     absent += ["no diffusion series"] * ("dwi" in sources.modalities)
     return Skipped(folders[0], f"{' and '.join(absent)} that is asked for")
 
 
-def _wanted_participants(selection: Selection, sources: _Sources) -> set[str]:
+def _wanted_participants(selection: Selection, sources: _Sources) -> list[str]:
     for label in selection.participants:
         if label not in sources.known:
             raise unknown_label("--participant-label", label, sources.known)
-    return set(selection.participants) or sources.with_inputs
+    return sorted(set(selection.participants) or sources.known)
 
 
 def _diffusion(label: str, sources: _Sources, selection: Selection) -> Found:
@@ -248,16 +323,13 @@ def _diffusion(label: str, sources: _Sources, selection: Selection) -> Found:
     return find_scans(label, sources.raw, sources.derivatives, selection)
 
 
-def _candidates(
-    sources: _Sources, labels: set[str], selection: Selection, database_dir: Path | None
-) -> list[Candidate]:
-    wanted = labels & sources.with_derivatives
-    if not wanted or "bold" not in sources.modalities:
+def _candidates(label: str, sources: _Sources, selection: Selection) -> list[Candidate]:
+    if label not in sources.with_derivatives or "bold" not in sources.modalities:
         return []
     return [
         candidate
         for dataset in sources.derivatives
-        for candidate in find_candidates(dataset, wanted, selection.filters, database_dir)
+        for candidate in find_candidates(dataset, label, selection.filters)
     ]
 
 

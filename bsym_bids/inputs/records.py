@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from bsym_bids.errors import BsymError
+from bsym_bids.inputs.listing import Listing
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,13 @@ class Derivatives:
         Name that BIDS URIs use for it.
     root : Path
         Its folder.
+    listing : Listing
+        What there is in its folders.
     """
 
     name: str
     root: Path
+    listing: Listing = field(default_factory=Listing, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -259,17 +264,37 @@ class Plan:
         Whom to process, sorted by label.
     skipped : tuple of Skipped
         What is not processed, and why.
+    alike : mapping of str to tuple of str
+        Of those participants, whose label differs from those of others in the dataset in capitals
+        only, with these others, selected or not.
+    notes : tuple of str
+        What is to be logged of how it was found.
     """
 
     bids_dir: Path
     derivatives: tuple[Derivatives, ...]
     participants: tuple[Participant, ...]
     skipped: tuple[Skipped, ...]
+    alike: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
-    @property
+    @cached_property  # everyone's record asks
     def datasets(self) -> tuple[Derivatives, ...]:
         """All datasets that files are taken from, each once."""
         scans = [scan for participant in self.participants for scan in participant.dwi_scans]
         used = [scan.dataset for scan in scans]
         used += [scan.anatomy.dataset for scan in scans if scan.anatomy]
         return tuple(dict.fromkeys([*self.derivatives, *used]))
+
+    def skipped_of(self, label: str) -> list[Skipped]:
+        """Return what is not processed of one participant, by folders and names."""
+        return self._skipped_by_name.get(f"sub-{label}", [])
+
+    @cached_property
+    def _skipped_by_name(self) -> dict[str, list[Skipped]]:
+        found: dict[str, list[Skipped]] = {}
+        for one in self.skipped:
+            for name in {*one.path.parts, one.path.name.split("_")[0]}:
+                if name.startswith("sub-"):
+                    found.setdefault(name, []).append(one)
+        return found

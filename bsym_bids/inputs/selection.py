@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsym_bids.errors import InputMissingError, NothingSelectedError, UsageError
 
 if TYPE_CHECKING:
+    from bids.layout import Entity
+
     from bsym_bids.config import RunConfig
 
 #: Queries that fMRIPrep's filter files may hold; ``bold``, ``dwi`` and ``t1w`` concern us.
@@ -92,20 +96,35 @@ class Selection:
             A label is unknown; near ones are named.
         """
         known: dict[str, set[str]] = {"ses": set(), "task": set(), "run": set()}
-        for entities in runs:
-            for key, labels in known.items():
-                if key in entities:
-                    labels.add(entities[key])
-        known["ses"] |= {entities["ses"] for entities in scans if "ses" in entities}
+        unknown = self._unknown(known)
+        everyone = itertools.chain(
+            ((entities, tuple(known)) for entities in runs),
+            ((entities, ("ses",)) for entities in scans),
+        )
+        for entities, keys in everyone:
+            if not unknown:  # nobody else has to be looked at
+                return
+            for key in keys:
+                if key in entities and entities[key] not in known[key]:
+                    known[key].add(entities[key])
+                    unknown = self._unknown(known)
+        if unknown:
+            flag, key, label = unknown[0]
+            raise unknown_label(flag, label, known[key])
+
+    def _unknown(self, known: Mapping[str, set[str]]) -> list[tuple[str, str, str]]:
+        """Return option, entity and label of what is asked for but is not among what is known."""
         flags = (
             ("--session-label", "ses", self.sessions),
             ("--task-id", "task", self.tasks),
             ("--run-id", "run", self.runs),
         )
-        for flag, key, labels in flags:
-            for label in labels:
-                if plain(key, label) not in {plain(key, other) for other in known[key]}:
-                    raise unknown_label(flag, label, known[key])
+        return [
+            (flag, key, label)
+            for flag, key, labels in flags
+            for label in labels
+            if plain(key, label) not in {plain(key, other) for other in known[key]}
+        ]
 
 
 def unknown_label(flag: str, label: str, known: Iterable[str]) -> NothingSelectedError:
@@ -182,14 +201,11 @@ def _query(value: Any) -> Any:
 
 
 def check_filters(query: str, filters: Mapping[str, Any]) -> None:
-    """Refuse filters by what PyBIDS knows no entity of, as it does itself for BOLD series."""
+    """Refuse filters by what PyBIDS knows no entity of, as it does itself."""
     if not filters:
         return
-    from bids.layout.models import Config
-
-    known = {name for config in ("bids", "derivatives") for name in Config.load(config).entities}
     for name in filters:
-        if name not in known:
+        if name not in _pybids_entities():
             raise UsageError(
                 f"the filters for {query} cannot be used: {name!r} is no entity",
                 f'entities have their long names: {{"{query}": {{"acquisition": "x"}}}}',
@@ -214,11 +230,27 @@ def fits(path: Path, filters: Mapping[str, Any], *, stated_only: bool = False) -
         return True
     from bids.layout import parse_file_entities
 
-    entities = parse_file_entities(str(path.absolute()), config=["bids", "derivatives"])
+    entities = parse_file_entities(_inside(path), entities=_pybids_entities().values())
     return all(
         (stated_only and key not in entities) or _fits(entities.get(key), wanted)
         for key, wanted in filters.items()
     )
+
+
+def _inside(path: Path) -> str:
+    """Return a file from the folder of its participant on: those above mean nothing."""
+    parts = path.absolute().parts
+    starts = [index for index, part in enumerate(parts[:-1]) if part.startswith("sub-")]
+    return "/".join(("", *parts[starts[-1] if starts else 1 :]))
+
+
+@cache
+def _pybids_entities() -> Mapping[str, Entity]:
+    """Return what PyBIDS tells files by, by its long names."""
+    from bids.layout.models import Config
+
+    configs = [Config.load(name) for name in ("bids", "derivatives")]
+    return {name: entity for config in configs for name, entity in config.entities.items()}
 
 
 def _fits(found: Any, wanted: Any) -> bool:
@@ -226,7 +258,7 @@ def _fits(found: Any, wanted: Any) -> bool:
     from bids.layout import Query
 
     if isinstance(wanted, list):
-        return any(_fits(found, one) for one in wanted)
+        return not wanted or any(_fits(found, one) for one in wanted)
     if isinstance(wanted, Query):
         return wanted is Query.OPTIONAL or (found is None) == (wanted is Query.NONE)
     if found is None:

@@ -14,18 +14,21 @@ from bsym_bids.inputs.files import (
     applying,
     check_present,
     entities_of,
+    first_file,
     in_order,
-    is_there,
     metadata,
 )
 from bsym_bids.inputs.records import Derivatives, DwiImage, DwiScan, Skipped
+from bsym_bids.untrusted import read_text, to_float
 
 _NAME = re.compile(r"_dwi\.nii(\.gz)?$")
 #: Entities that tell in which form a scan is given, not which scan it is.
 _FORM = ("space", "res", "desc")
-_DEEPEST = 3  # folders below the participant's own: as deep as copies put aside are looked for
+_IGNORED = re.compile("figures|logs?")
+_GRADIENTS = {"bval": "b-values", "bvec": "gradient directions"}
 _PHASE_ENCODINGS = ("i", "i-", "j", "j-", "k", "k-")
 _LONGEST_READOUT = 1.0  # s; about ten times what there is
+_LARGEST_BVAL = 1 << 22  # bytes; ten thousand volumes have a hundredth of it
 _B0 = 50.0  # s/mm2: up to here a volume counts as not diffusion-weighted
 
 
@@ -104,15 +107,8 @@ class Found:
 def series_of(dataset: Derivatives, label: str) -> list[Series]:
     """Return the diffusion series in a participant's folder of a dataset, wherever they lie."""
     folder = dataset.root / f"sub-{label}"
-    # Patterns without ** follow links, and datalad's datasets are full of them.
-    patterns = ("*/" * depth + "*_dwi.nii*" for depth in range(_DEEPEST + 1))
-    paths = [path for pattern in patterns for path in folder.glob(pattern)]
-    return [
-        Series(path, dataset)
-        for path in sorted(paths, key=in_order)
-        if _NAME.search(path.name)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    paths = dataset.listing.below(folder, _NAME.search, _IGNORED)
+    return [Series(path, dataset) for path in sorted(paths, key=in_order)]
 
 
 def acquired(series: Series) -> DwiImage:
@@ -125,8 +121,8 @@ def acquired(series: Series) -> DwiImage:
     BadDataError
         A sidecar cannot be read, or what it says of the acquisition cannot be.
     """
-    path, root = series.path, series.dataset.root
-    found = {kind: next(applying(path, root, f"dwi.{kind}"), None) for kind in ("bval", "bvec")}
+    path, dataset = series.path, series.dataset
+    found = {kind: next(applying(path, dataset, f"dwi.{kind}"), None) for kind in _GRADIENTS}
     check_present((path, *found.values()))
     return DwiImage(
         image=path,
@@ -148,17 +144,14 @@ def preprocessed(series: Series) -> DwiImage:
     InputMissingError
         It has no b-values or no directions, or a file is a link to content that is not there.
     """
-    beside = {kind: series.path.with_name(f"{_stem(series.path)}.{kind}") for kind in _GRADIENTS}
-    found = {kind: path if is_there(path) else None for kind, path in beside.items()}
+    listing, folder, stem = series.dataset.listing, series.path.parent, _stem(series.path)
+    found = {kind: first_file(listing, folder, [f"{stem}.{kind}"]) for kind in _GRADIENTS}
     check_present((series.path, *found.values()))
     return DwiImage(
         image=series.path,
         bval=_needed(series, "bval", found["bval"]),
         bvec=_needed(series, "bvec", found["bvec"]),
     )
-
-
-_GRADIENTS = {"bval": "b-values", "bvec": "gradient directions"}
 
 
 def _needed(series: Series, kind: str, path: Path | None) -> Path:
@@ -175,7 +168,7 @@ def _stem(path: Path) -> str:
 
 
 def _phase_encoding(series: Series) -> str | None:
-    found = metadata(series.path, series.dataset.root, "PhaseEncodingDirection", "dwi.json")
+    found = metadata(series.path, series.dataset, "PhaseEncodingDirection", "dwi.json")
     if found is None:
         return None
     value, path = found
@@ -188,7 +181,7 @@ def _phase_encoding(series: Series) -> str | None:
 
 
 def _readout_time(series: Series) -> float | None:
-    found = metadata(series.path, series.dataset.root, "TotalReadoutTime", "dwi.json")
+    found = metadata(series.path, series.dataset, "TotalReadoutTime", "dwi.json")
     if found is None:
         return None
     value, path = found
@@ -207,10 +200,14 @@ def count_weighted(bval: Path) -> int:
     BadDataError
         The file holds no numbers.
     """
+    hint = "make the gradient files again from the scanner's data"
     try:
-        values = [float(word) for word in bval.read_text("utf-8").split()]
+        words = read_text(bval, _LARGEST_BVAL).replace(",", " ").split()
+        values = [to_float(word) for word in words]
     except (OSError, ValueError) as error:
-        raise BadDataError(f"{bval}: cannot be read as b-values: {error}") from error
+        raise BadDataError(f"{bval}: cannot be read as b-values: {error}", hint) from error
     if not values:
-        raise BadDataError(f"{bval}: is empty, but must hold a b-value for each volume")
+        raise BadDataError(f"{bval}: is empty, but must hold a b-value for each volume", hint)
+    if not all(0 <= value < math.inf for value in values):
+        raise BadDataError(f"{bval}: holds b-values that are negative or not a number", hint)
     return sum(value > _B0 for value in values)

@@ -209,3 +209,9 @@ def undownload(path: Path) -> Path:
     path.unlink()
     path.symlink_to("../../../.git/annex/objects/Xx/Yy/MD5E-s1--0.nii.gz/MD5E-s1--0.nii.gz")
     return path
+
+
+def undownload_unlocked(path: Path) -> Path:
+    """Turn a file into what git-annex leaves of an unlocked one that is not downloaded."""
+    path.write_text("/annex/objects/MD5E-s1--0.nii.gz\n")
+    return path

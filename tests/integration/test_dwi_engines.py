@@ -30,13 +30,17 @@ from bsym_bids.errors import DEVICE_ERRORS, BadDataError, InputMissingError, Usa
 
 ENGINES = [pytest.param("dipy"), pytest.param("mrtrix3", marks=pytest.mark.mrtrix3)]
 SMALL = {"zoom": 3.0, "shape": (27, 27, 17), "shells": ((1000, 30),), "tilt": 0.3}
+#: For what takes long and says nothing of where streamlines run.
+COARSE = {"zoom": 4.0, "shape": (20, 20, 13)}
 KINDS = {
     "positive": SMALL,
     "negative": {**SMALL, "flip": True},
     "long voxels": {**SMALL, "flip": True, "zoom": (2.2, 2.2, 4.0), "shape": (36, 36, 13)},
     "no tissue": {**SMALL, "act": False},
     "six directions": {**SMALL, "shells": ((1000, 6),), "tilt": 0.0},
-    "two shells": {**SMALL, "zoom": 4.0, "shape": (20, 20, 13), "shells": ((1000, 12), (2000, 24))},
+    "coarse": {**SMALL, **COARSE},
+    "coarse, no tissue": {**SMALL, **COARSE, "act": False},
+    "two shells": {**SMALL, **COARSE, "shells": ((1000, 12), (2000, 24))},
 }
 
 
@@ -141,7 +145,7 @@ def test_dipy_needs_the_bvec_rule_of_fsl(lab, tmp_path, monkeypatch, determinant
     """Whatever the sign, vectors taken as they are in the file, or all negated, fail for one."""
     which = preset(min_length=1.0)
     phantom = sp.make(
-        tmp_path / "phantom", **{**KINDS["no tissue"], "flip": determinant == "negative"}
+        tmp_path / "phantom", **{**KINDS["coarse, no tissue"], "flip": determinant == "negative"}
     )
     right = track(fit("dipy", phantom, which, tmp_path / "r"), tmp_path / "r.tck", which=which)
     forgotten = {"as they are": [1, 1, 1], "all negated": [-1, 1, 1]}
@@ -283,7 +287,7 @@ def content(path):
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_number_of_threads_makes_no_difference(lab, tmp_path, name):
-    phantom = lab.phantom("positive")
+    phantom = lab.phantom("coarse")
     models = [
         resolve_engine(name).fit(
             phantom.dwi, phantom.placed, preset(), tmp_path / str(threads), threads=threads, seed=1
@@ -565,7 +569,7 @@ def test_one_shell_of_several_can_be_asked_for(lab):
 
 @pytest.mark.mrtrix3
 def test_tournier_is_the_response_of_one_shell(tmp_path):
-    tiny = sp.make(tmp_path, zoom=6.0, shape=(14, 14, 8), shells=((1000, 20),))
+    tiny = sp.make(tmp_path, zoom=6.0, shape=(14, 14, 8), shells=((1000, 12),))
     model = fit("mrtrix3", tiny, preset("auto"), tmp_path / "work")
     assert model.details["ResponseAlgorithm"] == "tournier"
     (response,) = np.array(model.details["Responses"]["wm"])
@@ -573,13 +577,13 @@ def test_tournier_is_the_response_of_one_shell(tmp_path):
 
 
 @pytest.mark.mrtrix3
-@pytest.mark.parametrize("kind", ["positive", "no tissue", "two shells"])
+@pytest.mark.parametrize("kind", ["coarse", "coarse, no tissue", "two shells"])
 def test_weights_are_those_of_tcksift2_times_mu(lab, tmp_path, kind):
     model = lab.model("mrtrix3", kind, response="auto" if kind == "two shells" else "fa")
     track(model, tmp_path / "a.tck", 500)
     found = resolve_engine("mrtrix3").streamline_weights(model, tmp_path / "a.tck", tmp_path)
-    more = ["-act", model.files["tissue"]] if kind != "no tissue" else []
-    more += ["-fd_scale_gm"] if kind == "positive" else []  # one response takes grey for white
+    more = ["-act", model.files["tissue"]] if kind != "coarse, no tissue" else []
+    more += ["-fd_scale_gm"] if kind == "coarse" else []  # one response takes grey for white
     mu, weights = tmp_path / "mu.txt", tmp_path / "weights.txt"
     mrtrix("tcksift2", tmp_path / "a.tck", model.files["fod"], weights, "-out_mu", mu, *more)
     expected = np.loadtxt(weights) * np.loadtxt(mu)

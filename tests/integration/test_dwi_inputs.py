@@ -20,6 +20,7 @@ from fake_bids import (
     make_qsiprep,
     make_raw,
     undownload,
+    undownload_unlocked,
     write,
 )
 
@@ -509,11 +510,11 @@ def test_sidecars_that_cannot_be_meant_are_a_problem(bids, sidecar, message):
     assert problem.startswith(f"{path}: ") and message in problem
 
 
+@pytest.mark.parametrize("leave", [undownload, undownload_unlocked])
 @pytest.mark.parametrize("kind", ["nii.gz", "bval", "bvec", "json"])
-def test_files_that_datalad_has_not_downloaded_are_named(bids, fmriprep, kind):
+def test_files_that_datalad_has_not_downloaded_are_named(bids, fmriprep, kind, leave):
     add_run(fmriprep, "sub-01_task-rest")
-    missing = add_dwi(bids, "sub-01").with_name(f"sub-01_dwi.{kind}")
-    undownload(missing)
+    missing = leave(add_dwi(bids, "sub-01").with_name(f"sub-01_dwi.{kind}"))
     plan = plan_inputs(bids)
     assert not scans_of(plan)
     assert len(plan.participants[0].bold_runs) == 1
@@ -689,14 +690,15 @@ def test_preprocessed_without_a_mask(bids, qsiprep):
     assert "no mask, one is made" in describe_route(scan)[0]
 
 
+@pytest.mark.parametrize("leave", [undownload, undownload_unlocked])
 @pytest.mark.parametrize("kind", ["nii.gz", "bval", "bvec", "mask"])
-def test_preprocessed_files_that_are_not_downloaded_are_named(bids, qsiprep, kind):
+def test_preprocessed_files_that_are_not_downloaded_are_named(bids, qsiprep, kind, leave):
     missing = add_qsiprep(qsiprep, "sub-01")
     if kind == "mask":
         missing = missing.with_name("sub-01_space-ACPC_desc-brain_mask.nii.gz")
     else:
         missing = missing.with_name(f"sub-01_space-ACPC_desc-preproc_dwi.{kind}")
-    undownload(missing)
+    leave(missing)
     assert problems_of(plan_inputs(bids)) == [f"{missing}: not downloaded: datalad get {missing}"]
 
 
@@ -947,17 +949,28 @@ def test_raw_t1w_that_cannot_be_used_are_listed(bids, name):
     assert list(reasons_of(plan)) == [name]
 
 
+@pytest.mark.parametrize("leave", [undownload, undownload_unlocked])
 @pytest.mark.parametrize(
     "name", ["desc-preproc_T1w.nii.gz", "desc-brain_mask.nii.gz", "label-WM_probseg.nii.gz", "xfm"]
 )
-def test_anatomy_that_is_not_downloaded_is_named(bids, fmriprep, name):
+def test_anatomy_that_is_not_downloaded_is_named(bids, fmriprep, name, leave):
     add_run(fmriprep, "sub-01_task-rest")
     add_dwi(bids, "sub-01")
     image = add_anatomy(fmriprep, "sub-01")
     name = f"from-{TEMPLATE}_to-T1w_mode-image_xfm.h5" if name == "xfm" else name
-    missing = undownload(image.with_name(f"sub-01_{name}"))
+    missing = leave(image.with_name(f"sub-01_{name}"))
     plan = plan_inputs(bids)
     assert not scans_of(plan) and len(plan.participants[0].bold_runs) == 1
+    assert problems_of(plan) == [f"{missing}: not downloaded: datalad get {missing}"]
+
+
+@pytest.mark.parametrize("leave", [undownload, undownload_unlocked])
+def test_a_raw_t1w_that_is_not_downloaded_is_named(bids, leave):
+    add_dwi(bids, "sub-01")
+    add_dwi(bids, "sub-02")
+    missing = leave(t1w(bids, "sub-01"))
+    plan = plan_inputs(bids)
+    assert labels_of(plan) == ["sub-02_dwi"]
     assert problems_of(plan) == [f"{missing}: not downloaded: datalad get {missing}"]
 
 

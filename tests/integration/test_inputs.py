@@ -1,32 +1,44 @@
 """What is found in datasets as fMRIPrep writes them, and what is said about the rest."""
 
+import errno
 import json
 import logging
+import os
+import re
+import shutil
+import time
+import unicodedata
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from bids.layout import BIDSLayout, Query
 from fake_bids import (
     CIFTI,
     FMRIPREP,
     MNI6,
     MNI2009,
+    add_dwi,
     add_run,
     make_fmriprep,
     make_raw,
     undownload,
+    undownload_unlocked,
     write,
 )
 
 from bsym_bids.errors import (
-    BadDataError,
     CannotCreateOutputError,
     InputMissingError,
     NotBidsError,
     NothingSelectedError,
     UsageError,
 )
-from bsym_bids.inputs import Selection, plan_inputs
+from bsym_bids.inputs import Derivatives, Selection, database, plan_inputs
+from bsym_bids.inputs.bold import find_candidates
 from bsym_bids.inputs.datasets import check_bids, find_derivatives
+from bsym_bids.inputs.listing import look_into
 
 RES2 = f"{MNI2009}_res-2"
 XCPD = {**FMRIPREP, "GeneratedBy": [{"Name": "xcp_d"}, *FMRIPREP["GeneratedBy"]]}
@@ -363,19 +375,31 @@ def test_a_participant_without_func_is_skipped_unless_asked_for(bids, fmriprep):
     assert "no BOLD series" in problem
 
 
+RUNS = (
+    "sub-01_ses-pre_task-rest_run-1",
+    "sub-01_ses-pre_task-rest_run-2",
+    "sub-01_ses-pre_task-movie",
+    "sub-01_ses-post_task-rest_run-01",
+    "sub-02_ses-pre_task-rest_run-10",
+    "sub-03_task-rest",
+)
+
+
 @pytest.fixture
 def sessions(bids, fmriprep):
     """Sessions, tasks and runs, some of some participants only."""
-    for run in (
-        "sub-01_ses-pre_task-rest_run-1",
-        "sub-01_ses-pre_task-rest_run-2",
-        "sub-01_ses-pre_task-movie",
-        "sub-01_ses-post_task-rest_run-01",
-        "sub-02_ses-pre_task-rest_run-10",
-        "sub-03_task-rest",
-    ):
+    for run in RUNS:
         add_run(fmriprep, run)
     return bids
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory):
+    """The same and more, as PyBIDS sees it."""
+    root = make_fmriprep(tmp_path_factory.mktemp("layout") / "fmriprep", *RUNS)
+    add_run(root, "sub-03_task-rest_acq-mb_dir-AP_run-1", forms=["", MNI6, CIFTI])
+    add_run(root, "sub-03_task-rest_echo-2", forms=[f"{MNI2009}_res-1"])
+    return BIDSLayout(root, validate=False, config=["bids", "derivatives"])
 
 
 @pytest.mark.parametrize(
@@ -459,6 +483,61 @@ def test_filter_files_have_the_effect_they_have_in_fmriprep(sessions, tmp_path, 
     filters = read_filter_file(write(tmp_path / "filters.json", {"bold": given}))
     plan = plan_inputs(sessions, selection=Selection(filters=filters))
     assert {p.label for p in plan.participants} == expected
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {},
+        {"session": "pre"},
+        {"session": ["post", Query.NONE]},
+        {"session": Query.NONE, "task": "rest"},
+        {"session": Query.ANY, "task": ["movie", "x"]},
+        {"session": []},
+        {"run": 1},
+        {"run": "2"},
+        {"run": [1, 10]},
+        {"run": Query.NONE},
+        {"run": Query.OPTIONAL},
+        {"acquisition": Query.NONE},
+        {"acquisition": "mb"},
+        {"acquisition": ["mb", Query.NONE], "run": [1, Query.NONE]},
+        {"space": "MNI152NLin6Asym"},
+        {"space": "MNI152NLin2009cAsym", "res": "2"},
+        {"res": Query.NONE},
+        {"den": "91k"},
+        {"desc": "preproc"},
+        {"desc": Query.NONE},
+        {"extension": ".nii.gz"},
+        {"extension": "dtseries.nii"},
+        {"datatype": "func", "suffix": "bold"},
+        {"datatype": "anat"},
+        {"echo": 2},
+        {"direction": "AP", "reconstruction": Query.NONE},
+    ],
+)
+def test_filters_choose_what_pybids_chooses(layout, filters):
+    chosen = layout.get(**{"suffix": "bold", **filters}, return_type="filename")
+    expected = {Path(path) for path in chosen if path.endswith((".nii.gz", ".dtseries.nii"))}
+    dataset = Derivatives("fmriprep", Path(layout.root))
+    labels = ("01", "02", "03")
+    found = [one.path for label in labels for one in find_candidates(dataset, label, filters)]
+    assert set(found) == expected
+
+
+def test_folders_above_the_dataset_do_not_count_for_filters(tmp_path):
+    # PyBIDS takes the first ses- and task- of a whole path.
+    root = tmp_path / "sub-x_ses-y" / "ses-y" / "anat"
+    fmriprep = make_fmriprep(root / "fmriprep", *RUNS)
+    for filters, count in (
+        ({"session": "y"}, 0),
+        ({"session": None}, 1),
+        ({"datatype": "func"}, 6),
+    ):
+        filters = {key: Query.NONE if value is None else value for key, value in filters.items()}
+        dataset = Derivatives("fmriprep", fmriprep)
+        found = [find_candidates(dataset, label, filters) for label in ("01", "02", "03")]
+        assert sum(map(len, found)) == count
 
 
 def test_files_that_are_not_asked_for_are_listed(sessions):
@@ -889,6 +968,7 @@ def test_broken_json_that_nobody_needs_harms_nobody(bids, fmriprep):
 # ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("leave", [undownload, undownload_unlocked])
 @pytest.mark.parametrize(
     "name",
     [
@@ -898,14 +978,38 @@ def test_broken_json_that_nobody_needs_harms_nobody(bids, fmriprep):
         "desc-confounds_timeseries.tsv",
     ],
 )
-def test_files_that_datalad_has_not_downloaded_are_named(bids, fmriprep, name):
+def test_files_that_datalad_has_not_downloaded_are_named(bids, fmriprep, name, leave):
     folder = add_run(fmriprep, "sub-01_task-rest")
     add_run(fmriprep, "sub-02_task-rest")
-    missing = undownload(folder / f"sub-01_task-rest_{name}")
+    missing = leave(folder / f"sub-01_task-rest_{name}")
     plan = plan_inputs(bids)
     assert [run.entities["sub"] for run in runs_of(plan)] == ["02"]
     (problem,) = problems_of(plan)
     assert problem == f"{missing}: not downloaded: datalad get {missing}"
+
+
+@pytest.mark.parametrize("leave", [undownload, undownload_unlocked])
+def test_a_description_that_is_not_downloaded_is_named(bids, fmriprep, leave):
+    add_run(fmriprep, "sub-01_task-rest")
+    missing = leave(bids / "dataset_description.json")
+    with pytest.raises(InputMissingError) as caught:
+        plan_inputs(bids)
+    assert str(caught.value) == f"{missing}: not downloaded: datalad get {missing}"
+    assert len(runs_of(plan_inputs(bids, skip_bids_validation=True))) == 1
+
+
+def test_a_link_that_leads_nowhere_is_not_taken_for_datalads(bids, fmriprep):
+    folder = add_run(fmriprep, "sub-01_task-rest")
+    add_run(fmriprep, "sub-02_task-rest")
+    for name, target in ((f"{RES2}_desc-preproc_bold.nii.gz", "/store/x.nii.gz"), ("x", "x")):
+        path = folder / f"sub-01_task-rest_{name}"
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+    plan = plan_inputs(bids)
+    assert [run.entities["sub"] for run in runs_of(plan)] == ["02"]
+    (problem,) = problems_of(plan)
+    assert "a link to /store/x.nii.gz, which is not there" in problem
+    assert "datalad" not in problem
 
 
 def test_only_what_is_used_has_to_be_downloaded(bids, fmriprep):
@@ -955,85 +1059,236 @@ def test_participants_of_all_datasets_together(bids, fmriprep, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------
-# An index that is kept
+# A database that is kept
 # ---------------------------------------------------------------------------------------------
 
 
-def test_an_index_is_made_once_for_everybody_and_reused(bids, fmriprep, tmp_path):
-    add_run(fmriprep, "sub-01_task-rest")
-    add_run(fmriprep, "sub-02_task-rest")
-    kept = tmp_path / "new" / "index"
-    plan = plan_inputs(bids, selection=Selection(participants=["01"]), database_dir=kept)
-    assert only_run(plan).entities["sub"] == "01"
-    (index,) = kept.rglob("*.sqlite")
-    made = index.stat()
-    # A file that appears later is not seen, which shows that the index was not made again.
-    add_run(fmriprep, "sub-02_task-movie")
-    plan = plan_inputs(bids, selection=Selection(participants=["02"]), database_dir=kept)
-    assert only_run(plan).entities == {"sub": "02", "task": "rest"}
-    assert (index.stat().st_mtime_ns, index.stat().st_ino) == (made.st_mtime_ns, made.st_ino)
-    index.unlink()
-    assert len(runs_of(plan_inputs(bids, database_dir=kept))) == 3
-    assert list(kept.rglob("*.sqlite*")) == [index]
+@pytest.fixture
+def looked_into(monkeypatch):
+    """The folders that are looked into for the database, which believes fresh folders here."""
+    looked = []
+
+    def spy(folder):
+        looked.append(folder)
+        return look_into(folder)
+
+    monkeypatch.setattr(database, "look_into", spy)
+    monkeypatch.setattr(database, "_SETTLING", 0)
+    return looked
 
 
-def test_an_index_finds_what_a_search_finds(sessions, tmp_path):
-    selection = Selection(sessions=["pre"], filters={"task": "rest"})
-    without = plan_inputs(sessions, selection=selection)
+def tick():
+    """Let the clock of the file system go on."""
+    time.sleep(0.02)
+
+
+@pytest.fixture
+def kept(sessions, looked_into, tmp_path):
+    """A database of the sessions."""
+    tick()
+    plan_inputs(sessions, database_dir=tmp_path / "new" / "database")
+    looked_into.clear()
+    return tmp_path / "new" / "database"
+
+
+def test_folders_are_kept_and_looked_into_no_more(sessions, kept, looked_into):
+    files = {path: path.read_bytes() for path in kept.rglob("*.json")}
+    assert {path.name for path in files} == {"sub-01.json", "sub-02.json", "sub-03.json"}
+    plan = plan_inputs(sessions, database_dir=kept)
+    assert plan == plan_inputs(sessions)
+    assert not looked_into
+    assert {path: path.read_bytes() for path in kept.rglob("*.*")} == files
+    (note,) = plan.notes
+    assert str(kept) in note and note.endswith("as they were kept, 0 were looked into")
+
+
+def test_of_one_participant_nobody_else_is_kept_or_looked_into(sessions, looked_into, tmp_path):
+    selection = Selection(participants=["02"])
+    plan = plan_inputs(sessions, selection=selection, database_dir=tmp_path / "database")
+    assert labels_of(plan) == [f"sub-02_ses-pre_task-rest_run-10_{RES2}"]
+    assert [path.name for path in tmp_path.joinpath("database").rglob("*.json")] == ["sub-02.json"]
+    assert all("sub-02" in folder.parts for folder in looked_into)
+
+
+def add_a_run(fmriprep):
+    add_run(fmriprep, "sub-01_ses-pre_task-new")
+
+
+def add_a_form(fmriprep):
+    add_run(fmriprep, "sub-02_ses-pre_task-rest_run-10", forms=[CIFTI, MNI2009])
+
+
+def add_a_session(fmriprep):
+    add_run(fmriprep, "sub-02_ses-late_task-rest")
+
+
+def add_a_participant(fmriprep):
+    add_run(fmriprep, "sub-04_task-rest")
+
+
+def remove_a_run(fmriprep):
+    for path in (fmriprep / "sub-01" / "ses-pre" / "func").glob("*_run-2_*_bold.nii.gz"):
+        path.unlink()
+
+
+def remove_a_session(fmriprep):
+    shutil.rmtree(fmriprep / "sub-01" / "ses-post")
+
+
+def remove_a_participant(fmriprep):
+    shutil.rmtree(fmriprep / "sub-02")
+
+
+def remove_the_confounds(fmriprep):
+    for path in (fmriprep / "sub-02").rglob("*_timeseries.tsv"):
+        path.unlink()
+
+
+def rename_a_task(fmriprep):
+    for path in (fmriprep / "sub-03" / "func").iterdir():
+        path.rename(path.with_name(path.name.replace("rest", "movie")))
+
+
+def change_a_sidecar_in_place(fmriprep):
+    (path,) = (fmriprep / "sub-03" / "func").glob("*_bold.json")
+    path.write_text('{"RepetitionTime": 3.5}')
+
+
+def put_a_sidecar_above(fmriprep):
+    for path in (fmriprep / "sub-03" / "func").glob("*_bold.json"):
+        path.unlink()
+    write(fmriprep / "task-rest_bold.json", {"RepetitionTime": 4.5})
+
+
+def replace_a_folder_of_the_same_age(fmriprep):
+    """Copying programs set the times of folders back."""
+    folder = fmriprep / "sub-03" / "func"
+    status = folder.stat()
+    shutil.rmtree(folder)
+    add_run(fmriprep, "sub-03_task-other")
+    os.utime(folder, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def lead_a_participant_elsewhere(fmriprep):
+    store = make_fmriprep(fmriprep.parents[2] / "store", "sub-03_task-elsewhere")
+    shutil.rmtree(fmriprep / "sub-03")
+    (fmriprep / "sub-03").symlink_to(store / "sub-03")
+
+
+CHANGES = (
+    add_a_run,
+    add_a_form,
+    add_a_session,
+    add_a_participant,
+    remove_a_run,
+    remove_a_session,
+    remove_a_participant,
+    remove_the_confounds,
+    rename_a_task,
+    change_a_sidecar_in_place,
+    put_a_sidecar_above,
+    replace_a_folder_of_the_same_age,
+    lead_a_participant_elsewhere,
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_has_changed_since_is_seen(sessions, fmriprep, kept, change):
+    before = plan_inputs(sessions)
+    tick()
+    change(fmriprep)
+    expected = plan_inputs(sessions)
+    assert expected != before
+    tick()
     for _ in range(2):
-        plan = plan_inputs(sessions, selection=selection, database_dir=tmp_path / "index")
-        assert plan == without
+        assert plan_inputs(sessions, database_dir=kept) == expected
 
 
-def test_datasets_that_share_a_folder_for_indices_do_not_mix(tmp_path):
-    # PyBIDS would read the first dataset again.
+def test_a_folder_that_changed_just_before_is_not_believed(
+    sessions, fmriprep, tmp_path, monkeypatch
+):
+    # A second change within the same step of the clock leaves no trace.
+    looked = []
+    monkeypatch.setattr(database, "look_into", lambda path: looked.append(path) or look_into(path))
+    for _ in range(2):
+        looked.clear()
+        plan = plan_inputs(sessions, database_dir=tmp_path / "database")
+        assert plan == plan_inputs(sessions)
+        assert {fmriprep / "sub-03", fmriprep / "sub-03" / "func"} < set(looked)
+
+
+def test_datasets_that_share_a_folder_for_databases_do_not_mix(tmp_path, looked_into):
     for study in "ab":
-        bids = make_raw(tmp_path / study, "01")
+        bids = make_raw(tmp_path / study / "data", "01")
         make_fmriprep(bids / "derivatives" / "fmriprep", f"sub-01_task-{study}")
-        plan = plan_inputs(bids, database_dir=tmp_path / "index")
+        tick()
+        plan = plan_inputs(bids, database_dir=tmp_path / "database")
         assert only_run(plan).bold.is_relative_to(bids)
 
 
-def test_a_file_that_only_the_index_knows_is_a_problem(bids, fmriprep, tmp_path):
-    folder = add_run(fmriprep, "sub-01_task-rest")
-    plan_inputs(bids, database_dir=tmp_path / "index")
-    (folder / f"sub-01_task-rest_{RES2}_desc-preproc_bold.nii.gz").unlink()
-    (problem,) = problems_of(plan_inputs(bids, database_dir=tmp_path / "index"))
-    assert "no longer there" in problem
-    assert "--bids-database-dir" in problem
-    assert "datalad" not in problem
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b'{"Format": 0, "Folders": {}}',
+        b'{"Format": 1, "Folders": []}',
+        b'{"Format": 1, "Folders": {"x": 1}}',
+        b'{"Format": 1, "Folders": {"x": [["a"], [], []]}}',
+        None,
+    ],
+)
+def test_a_database_that_cannot_be_read_is_made_anew(sessions, kept, content):
+    (path,) = kept.rglob("sub-02.json")
+    before = path.read_bytes()
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    plan = plan_inputs(sessions, database_dir=kept)
+    assert plan == plan_inputs(sessions)
+    if content is None:
+        assert any(f"{path}: cannot be written" in note for note in plan.notes)
+    else:
+        assert path.read_bytes() == before
 
 
-def test_an_index_cut_short_is_not_believed(bids, fmriprep, tmp_path, monkeypatch):
-    from bids.layout import BIDSLayoutIndexer
+def test_a_database_that_cannot_be_written_still_serves(
+    sessions, fmriprep, kept, looked_into, monkeypatch
+):
+    add_a_run(fmriprep)
+    expected = plan_inputs(sessions)
 
-    add_run(fmriprep, "sub-01_task-rest")
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    def killed(self, *args, **kwargs):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BIDSLayoutIndexer, "_index_dir", killed)
-        with pytest.raises(KeyboardInterrupt):
-            plan_inputs(bids, database_dir=tmp_path / "index")
-    assert only_run(plan_inputs(bids, database_dir=tmp_path / "index"))
-
-
-def test_a_broken_index_is_named(bids, fmriprep, tmp_path):
-    add_run(fmriprep, "sub-01_task-rest")
-    plan_inputs(bids, database_dir=tmp_path / "index")
-    (index,) = (tmp_path / "index").rglob("*.sqlite")
-    index.write_bytes(b"this is no database" * 1000)
-    with pytest.raises(BadDataError) as caught:
-        plan_inputs(bids, database_dir=tmp_path / "index")
-    assert str(index) in str(caught.value)
-    assert "remove" in caught.value.hint
+    files = {path: path.read_bytes() for path in kept.rglob("*.*")}
+    monkeypatch.setattr(database.os, "replace", refuse)
+    for _ in range(2):
+        looked_into.clear()
+        plan = plan_inputs(sessions, database_dir=kept)
+        assert plan == expected
+        assert [folder.name for folder in looked_into] == ["func"]
+        assert "Read-only file system" in plan.notes[1]
+    assert {path: path.read_bytes() for path in kept.rglob("*.*")} == files
 
 
-def test_an_index_that_cannot_be_written_is_explained(bids, fmriprep, tmp_path):
+def test_jobs_that_make_and_use_one_database_at_the_same_time(sessions, tmp_path, looked_into):
+    expected = plan_inputs(sessions)
+    tick()
+    with ProcessPoolExecutor(4, mp_context=get_context("fork")) as pool:
+        calls = [pool.submit(plan_inputs, sessions, database_dir=tmp_path / "d") for _ in range(12)]
+        assert all(call.result() == expected for call in calls)
+    assert plan_inputs(sessions, database_dir=tmp_path / "d") == expected
+    assert not looked_into
+    assert len(list(tmp_path.joinpath("d").rglob("*.*"))) == 3
+
+
+def test_a_database_that_cannot_be_made_is_explained(bids, fmriprep, tmp_path):
     add_run(fmriprep, "sub-01_task-rest")
     with pytest.raises(CannotCreateOutputError) as caught:
-        plan_inputs(bids, database_dir=write(tmp_path / "file") / "index")
+        plan_inputs(bids, database_dir=write(tmp_path / "file") / "database")
     assert caught.value.exit_code == 73
     assert "--bids-database-dir" in caught.value.hint
 
@@ -1079,15 +1334,15 @@ def test_hidden_temporary_and_other_files_are_no_series(bids, fmriprep, name):
         "sub-01/ses-1/func",
     ],
 )
-@pytest.mark.parametrize("kept", [True, False])
-def test_copies_put_aside_are_not_taken_for_runs(bids, fmriprep, tmp_path, folder, kept):
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_copies_put_aside_are_not_taken_for_runs(bids, fmriprep, tmp_path, folder, is_kept):
     # PyBIDS reads the subject of a file in sub-01_old as 01.
     add_run(fmriprep, "sub-01_task-rest")
     add_run(fmriprep, "sub-02_task-rest")
     for task in ("rest", "rejected"):
         name = f"sub-01_task-{task}_{RES2}_desc-preproc_bold.nii.gz"
         write(fmriprep / folder / name)
-    plan = plan_inputs(bids, database_dir=tmp_path / "index" if kept else None)
+    plan = plan_inputs(bids, database_dir=tmp_path / "database" if is_kept else None)
     own = fmriprep / "sub-01" / "func" / f"sub-01_task-rest_{RES2}_desc-preproc_bold.nii.gz"
     assert [r.bold for r in runs_of(plan) if r.entities["sub"] == "01"] == [own]
     assert not problems_of(plan)
@@ -1149,6 +1404,29 @@ def test_participants_and_sessions_may_be_links(bids, fmriprep, tmp_path):
         f"sub-02_ses-2_task-rest_{RES2}",
     ]
     assert all(run.bold.is_relative_to(fmriprep) for run in runs_of(plan))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_paths_may_have_spaces_and_any_letters(tmp_path, form):
+    folder = unicodedata.normalize(form, "Größe & 年 [1] {2} 100%")
+    bids = make_raw(tmp_path / folder / "my data", "01")
+    fmriprep = make_fmriprep(bids / "derivatives" / unicodedata.normalize(form, "prép 1"))
+    add_run(fmriprep, "sub-01_ses-1_task-rest", forms=[MNI2009, CIFTI], repetition_time=None)
+    write(fmriprep / "task-rest_bold.json", {"RepetitionTime": 0.8})
+    add_dwi(bids, "sub-01_ses-1")
+    for _ in range(2):
+        plan = plan_inputs(
+            bids,
+            selection=Selection(filters={"session": "1"}, dwi_filters={"session": "1"}),
+            database_dir=tmp_path / folder / "data base",
+        )
+        run = only_run(plan)
+        assert run.bold.is_file() and run.mask.is_file() and run.confounds.is_file()
+        assert run.bold.is_relative_to(fmriprep)
+        assert run.repetition_time == 0.8
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", run.derivatives.name)
+        (scan,) = plan.participants[0].dwi_scans
+        assert all(path.is_file() for path in scan.files)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"GeneratedBy": "fMRIPrep"})])

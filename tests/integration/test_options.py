@@ -184,15 +184,14 @@ def test_validation_is_skipped_when_asked(call, dry, bids):
     assert dry("--skip-bids-validation") == dry("--skip-bids-validation", "-v")
 
 
-def test_index_is_kept_and_reused(dry, bids, tmp_path):
+def test_database_is_kept_and_follows_the_dataset(call, dry, bids, tmp_path):
     database = tmp_path / "db"
     assert len(dry("--bids-database-dir", database)) == 4
-    assert list(database.rglob("*.sqlite"))
+    assert list(database.rglob("sub-*.json"))
     add_run(bids / "derivatives" / "fmriprep", "sub-02_ses-z_task-rest")
-    assert len(dry()) == 5
-    assert len(dry("--bids-database-dir", database)) == 4  # as it was indexed
-    shutil.rmtree(database)
     assert len(dry("--bids-database-dir", database)) == 5
+    _, _, err = call("--dry-run", "-v", "--bids-database-dir", database)
+    assert f"INFO: {database}" in err and "folders of participants" in err
 
 
 def test_settings_of_a_file_count_unless_the_command_line_says_otherwise(dry, tmp_path):

@@ -56,6 +56,8 @@ OF_NOTHING = {
     "omp_nthreads": 2,
     "mem_gb": 4.0,
     "use_plugin": Path("p.yml"),
+    "write_slurm": Path("jobs.sh"),
+    "slurm_throttle": 9,
     "bids_database_dir": Path("db"),
     "skip_bids_validation": True,
     "stop_on_first_crash": True,
