@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 from small_network import write_release
 
+from bsym_bids import cli
 from bsym_bids.demo.dataset import make_demo_dataset
+from bsym_bids.model import cli as model_cli
+
+#: Of each BOLD run: one window of the network, which most of the time goes into.
+N_VOLUMES = 200
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,39 @@ def run_command(*arguments: object, **options: object) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def call_here(*arguments: object, program: str = "bsym-bids") -> Result:
+    """Run a command in this process: one that ends before anything is computed.
+
+    By itself it would take some seconds to start, a hundred times as long as to say what is wrong.
+    """
+    main = {"bsym-bids": cli.main, "bsym-model": model_cli.main}[program]
+    out, err = io.StringIO(), io.StringIO()
+    with process_restored(), redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main([*map(str, arguments)])
+        except SystemExit as ended:
+            code = ended.code
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def process_restored() -> Iterator[None]:
+    """Take back what a command sets for its own process: variables, loggers, a signal."""
+    environment = dict(os.environ)
+    loggers = [logging.getLogger(name) for name in ("bsym_bids", "nipype")]
+    before = [(one.level, one.propagate, one.handlers[:]) for one in loggers]
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        for one, (level, propagate, handlers) in zip(loggers, before, strict=True):
+            one.setLevel(level)
+            one.propagate, one.handlers[:] = propagate, handlers
+        signal.signal(signal.SIGTERM, handler)
+
+
 def participant_level(
     bids: Path, out: Path, *arguments: object, reports: bool = False, **options: object
 ) -> Result:
@@ -47,11 +91,16 @@ def participant_level(
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory) -> Path:
+def dataset(made_once) -> Path:
     """One participant with a volume, one with CIFTI."""
-    bids = tmp_path_factory.mktemp("made") / "bids"
-    make_demo_dataset(bids, participants=("01", "03"), resolution_mm=5, n_volumes=210)
-    return bids
+
+    def make(folder: Path) -> None:
+        people = ("01", "03")
+        make_demo_dataset(
+            folder / "bids", participants=people, resolution_mm=5, n_volumes=N_VOLUMES
+        )
+
+    return made_once("dataset", make) / "bids"
 
 
 @pytest.fixture
@@ -62,15 +111,18 @@ def bids(dataset, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_model(tmp_path_factory) -> tuple[object, ...]:
+def small_model(made_once) -> tuple[object, ...]:
     """The arguments that use a release of one's own: a network small enough for quick tests."""
-    folder = tmp_path_factory.mktemp("model")
-    write_release(folder)
-    return ("--model", "small", "--model-dir", folder)
+    return ("--model", "small", "--model-dir", made_once("model", write_release))
 
 
 @pytest.fixture(scope="session")
-def finished(dataset, small_model, tmp_path_factory) -> tuple[Path, Result]:
+def finished(dataset, small_model, made_once) -> tuple[Path, Result]:
     """The outputs of an undisturbed run, not to be changed."""
-    out = tmp_path_factory.mktemp("finished") / "out"
-    return out, participant_level(dataset, out, *small_model, reports=True)
+
+    def make(folder: Path) -> None:
+        result = participant_level(dataset, folder / "out", *small_model, reports=True)
+        (folder / "result.json").write_text(json.dumps(asdict(result)), "utf-8")
+
+    folder = made_once("finished", make)
+    return folder / "out", Result(**json.loads((folder / "result.json").read_text("utf-8")))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -121,8 +122,20 @@ ANATOMICAL = (empty_brain_mask, transform_for_another_person, transform_that_is_
 @pytest.fixture(scope="module")
 def phantom():
     return make_phantom(
-        0, voxel_mm=5.0, shells=((0, 2), (1000, 12)), rotation=(0, 0, 0), motion=0, t1w_mm=3.0
+        0,
+        voxel_mm=5.0,
+        t1w_mm=3.0,
+        n_bundles=4,
+        shells=((0, 2), (1000, 12)),
+        rotation=(0, 0, 0),
+        motion=0,
     )
+
+
+def first_volumes(phantom, n: int):
+    """Return the phantom with a shorter series."""
+    kept = {name: getattr(phantom, name)[:n] for name in ("bvals", "bvecs", "motion")}
+    return replace(phantom, dwi=phantom.dwi[..., :n], **kept)
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +143,12 @@ def broken(dataset, phantom, tmp_path_factory) -> Path:
     """The made dataset, with a broken scan for one of its participants, and one for each fault."""
     bids = tmp_path_factory.mktemp("broken") / "bids"
     shutil.copytree(dataset, bids)
+    short = first_volumes(phantom, 8)
     for label, (breaks, _) in FAULTS.items():
         of_anatomy = breaks in ANATOMICAL  # the others fail as fast without
-        write_phantom(phantom, bids, label, derivatives="fmriprep", with_t1w=of_anatomy)
+        # The series of these are processed, each volume registered, although it comes to nothing.
+        made = short if of_anatomy else phantom
+        write_phantom(made, bids, label, derivatives="fmriprep", with_t1w=of_anatomy)
         breaks(Scan(bids, label))
     write_phantom(phantom, bids, WITH_BOLD, with_t1w=False)
     truncated(Scan(bids, WITH_BOLD))
@@ -143,7 +159,7 @@ def broken(dataset, phantom, tmp_path_factory) -> Path:
 def outcome(broken, small_model, tmp_path_factory):
     """The run over all of them: output folder, result, and the summary by participant."""
     out = tmp_path_factory.mktemp("broken") / "out"
-    options = ("--participant-label", *FAULTS, WITH_BOLD, WITHOUT_SCAN, "--window-step", "200")
+    options = ("--participant-label", *FAULTS, WITH_BOLD, WITHOUT_SCAN)
     scans = ("--engine", "dipy", "--preset", "fast", "--streamlines", "2000")
     result = participant_level(broken, out, *small_model, *options, *scans)
     (summary,) = (out / "logs").glob("*_summary.tsv")
@@ -180,19 +196,42 @@ def test_time_series_of_the_same_person_are_done(outcome):
     assert len(files) == len(SURE)
 
 
-# The limits fall into the series, and into what tracking reads or writes.
-@pytest.mark.parametrize("largest", [100_000, 4_000_000])
-@pytest.mark.parametrize("engine", ["dipy", pytest.param("mrtrix3", marks=pytest.mark.mrtrix3)])
-def test_disk_that_takes_no_more_is_explained(phantom, small_model, tmp_path, engine, largest):
-    write_phantom(phantom, tmp_path / "bids", "01", derivatives="qsiprep")
-    out = tmp_path / "out"
+PRESET = """
+base: fast
+mrtrix3: {response: fa}
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(phantom, tmp_path_factory) -> Path:
+    """A folder with a scan as QSIPrep makes it; what an engine is given is made once in it."""
+    folder = tmp_path_factory.mktemp("full")
+    write_phantom(phantom, folder / "bids", "01", derivatives="qsiprep")
+    (folder / "preset.yaml").write_text(PRESET)  # dwi2response is most of it otherwise
+    return folder
+
+
+def assert_full_disk_is_explained(folder: Path, out: Path, engine: str, largest: int, arguments):
+    options = ("--preset", folder / "preset.yaml", "--streamlines", "20000")
     result = participant_level(
-        tmp_path / "bids",
+        folder / "bids",
         out,
-        *small_model,
-        *("--engine", engine, "--preset", "fast", "--streamlines", "20000"),
+        *arguments,
+        *("--engine", engine, *options),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
     )
     assert result.code == 74, result.err
     assert "Traceback" not in result.err and "hint" in result.err
     assert not [path for path in out.glob("sub-*/**/*") if path.is_file()]
+
+
+def test_disk_that_takes_no_series_is_explained(prepared, small_model, tmp_path):
+    """Before it comes to an engine."""
+    assert_full_disk_is_explained(prepared, tmp_path / "out", "dipy", 100_000, small_model)
+
+
+@pytest.mark.parametrize("engine", ["dipy", pytest.param("mrtrix3", marks=pytest.mark.mrtrix3)])
+def test_disk_that_takes_no_more_is_explained(prepared, small_model, engine):
+    """The limit falls into what tracking reads or writes."""
+    assert_full_disk_is_explained(prepared, prepared / "out", engine, 4_000_000, small_model)
+    assert list((prepared / "out").glob("work/bsym/sub_01/*/place/result_*"))

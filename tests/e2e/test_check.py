@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import call_here
 
 PROGRAM = Path(sys.executable).with_name("bsym-model")
 
@@ -81,6 +82,6 @@ def test_problems_have_their_exit_codes(out, small_model, tmp_path):
         ((out, *small_model, "--n-participants", "-1"), 64),
         ((out, "--model", "nothing"), 64),
     ):
-        done = check(*arguments)
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
+        done = call_here("check", *arguments, program="bsym-model")
+        assert done.code == code, done.err
+        assert "Traceback" not in done.err

@@ -34,8 +34,15 @@ def bids(dataset, tmp_path_factory) -> Path:
     """A participant with a BOLD run and a series as QSIPrep makes it, all directions of a shell."""
     bids = tmp_path_factory.mktemp("connectome") / "bids"
     shutil.copytree(dataset, bids)
+    # A high b-value does with few voxels and streamlines.
     phantom = make_phantom(
-        0, voxel_mm=3.0, shells=((0, 2), (1000, 30)), rotation=(0, 0, 0), motion=0, bias=0
+        0,
+        voxel_mm=3.5,
+        t1w_mm=2.0,
+        shells=((0, 2), (2500, 30)),
+        rotation=(0, 0, 0),
+        motion=0,
+        bias=0,
     )
     write_phantom(phantom, bids, SUB, derivatives="qsiprep")
     return bids
@@ -44,9 +51,7 @@ def bids(dataset, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def by_dipy(bids, tmp_path_factory):
     out = tmp_path_factory.mktemp("dipy") / "out"
-    return out, participant_level(
-        bids, out, *DIPY, "--window-step", "200", "--nprocs", "2", reports=True
-    )
+    return out, participant_level(bids, out, *DIPY, "--nprocs", "2", reports=True)
 
 
 def matrix(out: Path, desc: str) -> np.ndarray:
@@ -157,9 +162,11 @@ def test_any_number_of_processes_gives_the_same_files(by_dipy, bids, tmp_path):
     assert compared >= 11
 
 
-def test_the_check_finds_what_the_participant_level_found(by_dipy):
+def test_the_check_finds_what_the_participant_level_found(by_dipy, tmp_path):
     """Of the same connectome, at the depth of the model, by the person's volumes."""
-    out, _ = by_dipy
+    # Without the series, which take longer, and are checked in test_check.
+    kept = shutil.ignore_patterns("func", "work")
+    out = shutil.copytree(by_dipy[0], tmp_path / "out", ignore=kept)
     command = [Path(sys.executable).with_name("bsym-model"), "check", out, "--model", "bsym-sim-v1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -176,7 +183,7 @@ def test_another_convention_embeds_anew_without_tracking(by_dipy, bids):
     out, _ = by_dipy
     counts = {path: path.stat().st_mtime_ns for path in out.glob(f"sub-{SUB}/dwi/*count_relmat*")}
     before = matrix(out, "modelinput")
-    options = ("--sc-transform", "log10", "--window-step", "200", "--nprocs", "2")
+    options = ("--sc-transform", "log10", "--nprocs", "2")
     result = participant_level(bids, out, *DIPY, *options, "-v")
     assert result.code == 0, result.err
     assert "embed: end" in result.err and "track" not in result.err
@@ -187,12 +194,12 @@ def test_another_convention_embeds_anew_without_tracking(by_dipy, bids):
 
 
 @pytest.mark.mrtrix3
-def test_connections_are_recovered_by_mrtrix3(bids, tmp_path):
+def test_connections_are_recovered_by_mrtrix3(bids, small_model, tmp_path):
     out = tmp_path / "out"
-    # A fifth of what it takes to be reliable by itself, which is tested with DIPY.
-    options = ("--preset", "fast", "--streamlines", "12000", "--save-tractogram", "trx")
+    # A tenth of what it takes to be reliable by itself, which is tested with DIPY.
+    options = ("--preset", "fast", "--streamlines", "6000", "--save-tractogram", "trx")
     who = ("--participant-label", SUB, "--engine", "mrtrix3")
-    result = participant_level(bids, out, *DWI_ALONE, *options, *who)
+    result = participant_level(bids, out, *small_model, *DWI_ALONE, *options, *who)
     assert result.code == 0, result.err
     for desc in ("count", "invnodevol", "sift2"):
         assert_recovered(out, bids, desc)

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_command
+from conftest import call_here, run_command
 
 from bsym_bids.simulation.cohort import simulate_recipe
 from bsym_bids.simulation.cohort_files import Layout, write_cohort
@@ -119,7 +119,7 @@ def test_the_same_call_gives_the_same_bytes(predicted):
 @pytest.fixture(scope="module")
 def mapped(cohort):
     folder, simulated = cohort
-    few = ("--participant-label", *simulated.participants[:4])
+    few = ("--participant-label", *simulated.participants[:3])
     done = run_command(folder / "bids", folder / "out", "group", "--permutations", 19, *few)
     assert done.code == 0, done.err
     return folder
@@ -131,7 +131,7 @@ def test_maps_without_labels(mapped):
     assert set(found["comparison"]) == {"half"}
     assert (folder / "out" / "desc-fcmean_relmat.tsv").is_file()
     recovered = table(folder / "out" / "desc-networkrecovery_stat.tsv").set_index("what")
-    assert set(recovered["n_people"]) == {4}
+    assert set(recovered["n_people"]) == {3}
     assert recovered["accuracy"]["embedding"] > recovered["accuracy"]["shuffled"]
     for name in ("identification", "networkrecovery"):
         assert (folder / "out" / f"desc-{name}_figure.svg").is_file()
@@ -168,7 +168,7 @@ def test_what_cannot_be_done_is_explained(cohort, arguments, code, said):
     folder, _ = cohort
     description = folder / "out" / "dataset_description.json"
     before = description.read_bytes()
-    done = run_command(folder / "bids", folder / "out", "group", *arguments)
+    done = call_here(folder / "bids", folder / "out", "group", *arguments)
     assert done.code == code, done.err
     assert said in done.err
     assert "Traceback" not in done.err
@@ -177,7 +177,7 @@ def test_what_cannot_be_done_is_explained(cohort, arguments, code, said):
 
 def test_a_dry_run_says_of_whom_what_would_be_predicted(cohort):
     folder, _ = cohort
-    done = run_command(
+    done = call_here(
         folder / "bids", folder / "out", "group", "--predict", "age", "sex", "--dry-run"
     )
     assert done.code == 0, done.err
@@ -187,14 +187,14 @@ def test_a_dry_run_says_of_whom_what_would_be_predicted(cohort):
 
 def test_the_participant_level_takes_no_requests_of_the_group_level(cohort):
     folder, _ = cohort
-    done = run_command(folder / "bids", folder / "out", "participant", "--predict", "age")
+    done = call_here(folder / "bids", folder / "out", "participant", "--predict", "age")
     assert done.code == 64
     assert "--predict is of the group level" in done.err
 
 
 def test_without_outputs_there_is_a_hint(cohort, tmp_path):
     folder, _ = cohort
-    done = run_command(folder / "bids", tmp_path / "none", "group", "--predict", "age")
+    done = call_here(folder / "bids", tmp_path / "none", "group", "--predict", "age")
     assert done.code == 66
     assert "process the participants first" in done.err
 
@@ -209,7 +209,7 @@ def test_mixed_models_are_refused_and_named(cohort, tmp_path):
         document["Model"]["Fingerprint"] = "another"
         path.write_text(json.dumps(document))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    done = run_command(folder / "bids", out, "group", "--predict", "age", *FEW)
+    done = call_here(folder / "bids", out, "group", "--predict", "age", *FEW)
     assert done.code == 65
     assert "Model.Fingerprint" in done.err and "sub-sim0005" in done.err
     after = {path: path.stat().st_mtime_ns for path in before if path.is_file()}
@@ -231,7 +231,7 @@ def test_broken_tables_are_explained(cohort, tmp_path, change, code, said):
     shutil.copytree(folder / "bids", bids)
     path = bids / "participants.tsv"
     path.write_text(change(path.read_text()))
-    done = run_command(bids, folder / "out", "group", "--predict", "age", *FEW)
+    done = call_here(bids, folder / "out", "group", "--predict", "age", *FEW)
     assert done.code == code, done.err
     assert said in done.err
     assert "Traceback" not in done.err
@@ -244,7 +244,7 @@ def test_ages_with_units_in_them_are_named(cohort, tmp_path):
     frame = pd.read_csv(bids / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
     frame.loc[5, "age"] = "27y"
     frame.to_csv(bids / "participants.tsv", sep="\t", index=False)
-    done = run_command(bids, folder / "out", "group", "--predict", "age", *FEW)
+    done = call_here(bids, folder / "out", "group", "--predict", "age", *FEW)
     assert done.code == 65
     assert "27y" in done.err
 
@@ -289,6 +289,8 @@ def test_states_are_told_apart_with_all_data_of_a_person_in_one_fold(two_states)
         *FEW,
         "--confounds",
         "none",
+        "--features",
+        "fc",
     )
     assert done.code == 0, done.err
     (path,) = (two_states / "out").glob("desc-statesesdrugsesplacebo_predictions.tsv")

@@ -29,7 +29,7 @@ def data_files(out: Path) -> list[Path]:
     return [p for p in out.glob("sub-*/**/*") if p.suffix in (".tsv", ".npz")]
 
 
-# The limits fall into the intermediate results and into the outputs of a run of 210 volumes.
+# The limits fall into the intermediate results and into the outputs of a run of 200 volumes.
 @pytest.mark.parametrize("largest", [100_000, 1_000_000])
 def test_disk_that_takes_no_more_is_explained_and_the_next_run_goes_on(
     dataset, small_model, tmp_path, largest

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import participant_level, run_command
+from conftest import N_VOLUMES, participant_level, run_command
 
 from bsym_bids import atlas
 from bsym_bids.outputs.names import products, sidecar_of
@@ -63,7 +63,7 @@ def test_tables_have_all_rois_in_atlas_order(finished):
     out, _ = finished
     names = list(atlas.roi_names())
     series = read(out, "sub-01*_stat-mean_timeseries.tsv")
-    assert list(series.columns) == names and len(series) == 210
+    assert list(series.columns) == names and len(series) == N_VOLUMES
     for pattern in ("*pearsoncorrelation_relmat.tsv", "*similarity_relmat.tsv"):
         matrix = read(out, "sub-01" + pattern, index_col="Node")
         assert list(matrix.index) == list(matrix.columns) == names
@@ -74,14 +74,6 @@ def test_tables_have_all_rois_in_atlas_order(finished):
     np.testing.assert_allclose(np.nansum(attention, axis=1), 1, atol=1e-3)
     embedding = read(out, "sub-01*_desc-functional_embedding.tsv")
     assert embedding.shape == (450, 2 + 8) and list(embedding["name"]) == names
-
-
-def test_mean_embedding_is_the_mean_of_the_windows(finished):
-    out, _ = finished
-    (path,) = out.glob("sub-01/**/*_desc-functionalwindows_embedding.npz")
-    windows = np.load(path, allow_pickle=False)["embedding"]
-    mean = read(out, "sub-01*_desc-functional_embedding.tsv").filter(regex="^dim").to_numpy()
-    np.testing.assert_allclose(windows.mean(axis=0), mean, atol=1e-5)
 
 
 @pytest.mark.parametrize(

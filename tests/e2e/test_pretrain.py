@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import call_here
 from small_network import STRUCTURAL_SIZES, write_release
 
 from bsym_bids.model.cli import main
@@ -33,6 +34,14 @@ def command(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[st
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
+
+
+def refused(*arguments: object, code: int) -> str:
+    """Return what is said of a training that doesn't start."""
+    done = call_here("pretrain", *arguments, program="bsym-model")
+    assert done.code == code, done.err
+    assert "Traceback" not in done.err
+    return done.err
 
 
 @pytest.fixture(scope="session")
@@ -163,17 +172,15 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(people, small_model, tmp_
     ],
 )
 def test_what_cannot_be_meant_is_refused(people, tmp_path, arguments, code, said):
-    done = command("pretrain", people, tmp_path / "out", *FAST, *arguments, code=code)
-    assert said in done.stderr
+    assert said in refused(people, tmp_path / "out", *FAST, *arguments, code=code)
 
 
 def test_a_label_that_nobody_has_is_refused(people, tmp_path):
-    arguments = ("pretrain", people, tmp_path / "out", *FAST, "--gate-label", "height")
-    assert "has no column 'height'" in command(*arguments, code=65).stderr
+    arguments = (people, tmp_path / "out", *FAST, "--gate-label", "height")
+    assert "has no column 'height'" in refused(*arguments, code=65)
 
 
 def test_a_dataset_without_outputs_is_refused(tmp_path):
-    done = command("pretrain", tmp_path, tmp_path / "out", code=66)
-    assert "no denoised time series and no connectomes" in done.stderr
-    done = command("pretrain", tmp_path / "absent", tmp_path / "out", code=66)
-    assert "absent" in done.stderr
+    said = refused(tmp_path, tmp_path / "out", code=66)
+    assert "no denoised time series and no connectomes" in said
+    assert "absent" in refused(tmp_path / "absent", tmp_path / "out", code=66)
