@@ -6,13 +6,13 @@ Three sources, the later winning: the defaults below, a TOML file (``--config``)
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
+from bsym_bids import untrusted
 from bsym_bids.errors import CannotCreateOutputError, InputMissingError, UsageError
 
 #: What is fixed by the call itself and never read from a configuration file.
@@ -22,6 +22,7 @@ _PATHS = {
     "model_dir",
     "work_dir",
     "use_plugin",
+    "write_slurm",
     "bids_database_dir",
     "save_head",
     "apply_head",
@@ -51,6 +52,7 @@ _PREFIXES = {
     "task_id": "task-",
     "run_id": "run-",
 }
+_MOST_SEEDS = 1 << 32  # what every generator of random numbers takes
 _UNTIL = ("reliability", "max_streamlines")
 DEFAULT_SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "fsLR")
 #: How a run is scaled by itself, and at the group level by all of them.
@@ -140,8 +142,12 @@ class RunConfig:
         Memory that may be used at once.
     use_plugin : Path, optional
         YAML file with a Nipype plugin and its arguments.
+    write_slurm : Path, optional
+        Process nothing, but write a script for SLURM here.
+    slurm_throttle : int
+        Tasks that it lets run at once.
     bids_database_dir : Path, optional
-        Where PyBIDS keeps its index between runs.
+        Where what there is in the folders of participants is kept between runs.
     skip_bids_validation, stop_on_first_crash, dry_run : bool
         Switches.
     reports_only : bool
@@ -215,6 +221,8 @@ class RunConfig:
     omp_nthreads: int | None = None
     mem_gb: float | None = None
     use_plugin: Path | None = None
+    write_slurm: Path | None = None
+    slurm_throttle: int = 50
     bids_database_dir: Path | None = None
     skip_bids_validation: bool = False
     stop_on_first_crash: bool = False
@@ -253,7 +261,7 @@ class RunConfig:
         changes["derivatives"] = {name: p.absolute() for name, p in self.derivatives.items()}
         for name in ("nuisance", "preset"):  # a name, or a file
             path = Path(getattr(self, name))
-            if path.is_file():
+            if os.path.isfile(path):  # what cannot be the name of a file is none
                 changes[name] = str(path.absolute())
         return replace(self, **changes)
 
@@ -290,10 +298,10 @@ def make_config(arguments: Mapping[str, Any], config_file: Path | None = None) -
 def read_toml(path: Path) -> dict[str, Any]:
     """Read the settings of a TOML file, checked by name and type."""
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        document = untrusted.read_toml(path)
     except FileNotFoundError:
         raise InputMissingError(f"{path}: no such configuration file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as TOML: {error}") from error
     known = {f.name: f for f in fields(RunConfig) if f.name not in CALL_FIELDS}
     values = {}
@@ -334,26 +342,43 @@ def _plain(value: Any) -> Any:
 
 def _typed(path: Path, name: str, value: Any, declared: str) -> Any:
     """Return a TOML value as the type that the field declares, or complain by name."""
-    wrong = UsageError(f"{path}: {name} = {value!r} is not of type {declared}")
+    wrong = UsageError(f"{path}: {name} = {_shown(value)} is not of type {declared}")
     if name == "derivatives":
-        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        if not isinstance(value, dict) or not all(map(_is_path, value.values())):
             raise wrong
         return {str(key): Path(entry) for key, entry in value.items()}
     if declared.startswith("tuple"):
         if not isinstance(value, list | str):
             raise wrong
         entries = [value] if isinstance(value, str) else value
-        return tuple(str(entry).removeprefix(_PREFIXES.get(name, "")) for entry in entries)
+        if not all(isinstance(entry, str | int) and entry is not True for entry in entries):
+            raise wrong
+        labels = tuple(str(entry).removeprefix(_PREFIXES.get(name, "")) for entry in entries)
+        if not all(label and label.isprintable() for label in labels):
+            raise wrong
+        return labels
     if name in _PATHS:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not _is_path(value):
             raise wrong
         return Path(value)
     kind = declared.split(" |")[0]
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value).__name__ != kind:
+    if type(value).__name__ != kind or (kind == "str" and not _is_path(value)):
         raise wrong
     return value
+
+
+def _is_path(value: Any) -> bool:
+    """Tell whether something is a text that can name a file, or anything else."""
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # of an integer that Python finds too long to write
+        return "a number of too many digits"
 
 
 def _check_ranges(config: RunConfig) -> None:
@@ -415,6 +440,7 @@ def _check_ranges(config: RunConfig) -> None:
         ),
         ("nprocs", config.nprocs is None or config.nprocs >= 1, "at least 1"),
         ("omp_nthreads", config.omp_nthreads is None or config.omp_nthreads >= 1, "at least 1"),
+        ("slurm_throttle", config.slurm_throttle >= 1, "at least 1"),
         # Nipype waits for ever where it has less than 0.01 GB to give.
         ("mem_gb", config.mem_gb is None or 0.1 <= config.mem_gb < inf, "0.1 or more (GB)"),
         (
@@ -431,7 +457,7 @@ def _check_ranges(config: RunConfig) -> None:
             config.harmonize in (None, *HARMONIZATIONS),
             f"one of {', '.join(HARMONIZATIONS)}",
         ),
-        ("seed", config.seed >= 0, "0 or more"),
+        ("seed", 0 <= config.seed < _MOST_SEEDS, "from 0 to 4294967295"),
         ("space", bool(config.space), "at least one space"),
     )
     for name, holds, wanted in rules:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from bsym_bids.errors import ParticipantsFailedError
 from bsym_bids.outputs.publish import write_whole
 from bsym_bids.outputs.tables import Table
+from bsym_bids.untrusted import escaped
 
 if TYPE_CHECKING:
     from bsym_bids.inputs import BoldRun, DwiScan, Plan
@@ -43,6 +44,11 @@ class Outcome:
     hint: str = ""
     exit_code: int = 0
     model_domain: str = ""
+
+
+def _say(text: str, file: TextIO) -> None:
+    """Print a line; names of files in it may hold anything."""
+    print(escaped(text), file=file)
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
@@ -84,13 +90,13 @@ def print_summary(
     }
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     participants = len({outcome.participant for outcome in outcomes})
-    print(f"{participants} participant(s), {len(outcomes)} run(s): {said}", file=stream)
+    _say(f"{participants} participant(s), {len(outcomes)} run(s): {said}", file=stream)
     print_failures(outcomes, stream)
     domains = Counter(outcome.model_domain for outcome in outcomes if outcome.model_domain)
     if domains:
         said = ", ".join(f"{count} {domain}" for domain, count in domains.most_common())
-        print(f"does the model know these data? {said} (ModelDomain in the sidecars)", file=stream)
-    print(f"outputs: {output_dir}", file=stream)
+        _say(f"does the model know these data? {said} (ModelDomain in the sidecars)", file=stream)
+    _say(f"outputs: {output_dir}", file=stream)
 
 
 def print_failures(outcomes: Sequence[Outcome], stream: TextIO | None = None) -> None:
@@ -101,9 +107,9 @@ def print_failures(outcomes: Sequence[Outcome], stream: TextIO | None = None) ->
             where = f"sub-{outcome.participant}"
             if outcome.run not in ("n/a", where):
                 where = outcome.run
-            print(f"  {where}: {outcome.status}: {outcome.reason}", file=stream)
+            _say(f"  {where}: {outcome.status}: {outcome.reason}", file=stream)
             if outcome.hint:
-                print(f"    hint: {outcome.hint}", file=stream)
+                _say(f"    hint: {outcome.hint}", file=stream)
 
 
 def print_plan(
@@ -123,9 +129,9 @@ def print_plan(
     stream = stream or sys.stdout
     for dataset in plan.datasets:
         kind = "derivatives" if dataset in plan.derivatives else "dataset"
-        print(f"{kind} {dataset.name}: {dataset.root}", file=stream)
+        _say(f"{kind} {dataset.name}: {dataset.root}", file=stream)
     for participant in plan.participants:
-        print(f"sub-{participant.label}", file=stream)
+        _say(f"sub-{participant.label}", file=stream)
         left = {job.label: job for job in (jobs or {}).get(participant.label, ())}
         for run in participant.bold_runs:
             _print_run(run, stream)
@@ -134,13 +140,13 @@ def print_plan(
             _print_scan(scan, stream)
             _print_outputs(left.pop(scan.label, None), stream)
         for label, job in left.items():
-            print(f"  both {label}", file=stream)
+            _say(f"  both {label}", file=stream)
             _print_outputs(job, stream)
         for problem in participant.problems:
-            print(f"  problem: {problem}", file=stream)
+            _say(f"  problem: {problem}", file=stream)
     for skipped in plan.skipped:
-        print(f"skipped {skipped.path}: {skipped.reason}", file=stream)
-    print(f"{_count(plan)} to process", file=stream)
+        _say(f"skipped {skipped.path}: {skipped.reason}", file=stream)
+    _say(f"{_count(plan)} to process", file=stream)
 
 
 def _count(plan: Plan) -> str:
@@ -152,30 +158,31 @@ def _count(plan: Plan) -> str:
 
 
 def _print_run(run: BoldRun, stream: TextIO) -> None:
-    print(f"  run {run.label}", file=stream)
+    _say(f"  run {run.label}", file=stream)
     for role in ("bold", "mask", "confounds"):
-        print(f"    {role:<9} {getattr(run, role) or 'none'}", file=stream)
+        _say(f"    {role:<9} {getattr(run, role) or 'none'}", file=stream)
 
 
 def _print_scan(scan: DwiScan, stream: TextIO) -> None:
     from bsym_bids.inputs.routes import describe_route
 
-    print(f"  scan {scan.label}", file=stream)
+    _say(f"  scan {scan.label}", file=stream)
     for role, images in (("dwi", scan.images), ("reverse", scan.reverse)):
         for image in images:
-            print(f"    {role:<9} {image.image}", file=stream)
-            print(f"    {'gradients':<9} {image.bval} {image.bvec}", file=stream)
+            _say(f"    {role:<9} {image.image}", file=stream)
+            _say(f"    {'gradients':<9} {image.bval} {image.bvec}", file=stream)
     if scan.is_preprocessed:
-        print(f"    {'mask':<9} {scan.mask or 'none'}", file=stream)
-    print(f"    {'t1w':<9} {scan.anatomy.t1w if scan.anatomy else 'none'}", file=stream)
+        _say(f"    {'mask':<9} {scan.mask or 'none'}", file=stream)
+    _say(f"    {'t1w':<9} {scan.anatomy.t1w if scan.anatomy else 'none'}", file=stream)
     for sentence in describe_route(scan):
-        print(f"    {sentence}", file=stream)
+        _say(f"    {sentence}", file=stream)
 
 
 def _print_outputs(job: Job | None, stream: TextIO) -> None:
     if job is None:  # there is no model, or no engine
         return
+    to_do = job.to_do  # which looks at all of its files
     for group in job.fingerprints:
-        state = "write" if group in job.to_do else "keep"
+        state = "write" if group in to_do else "keep"
         for path in job.names.group_paths(group):
-            print(f"    {state:<9} {path}", file=stream)
+            _say(f"    {state:<9} {path}", file=stream)

@@ -78,7 +78,7 @@ def group_streamline_counts() -> NDArray[np.float64]:
 
 def _read(name: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return an average, and for each ROI the row of the parcel or structure that it lies in."""
-    with np.load(group_file()) as file:
+    with np.load(group_file(), allow_pickle=False) as file:
         matrix, labels = file[name].astype(np.float64), [str(label) for label in file["labels"]]
     rows = {label: row for row, label in enumerate(labels)}
     parents = np.array([rows[_parent(roi.name, roi.hemisphere)] for roi in rois()])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy  # of which parts are loaded when they are used
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline, PchipInterpolator
 
 from bsym_bids.errors import BadDataError
 
@@ -66,7 +66,9 @@ def bridge(series: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.f
         return series
     frames = np.flatnonzero(kept)
     return np.where(
-        kept[:, None], series, CubicSpline(frames, series[kept])(np.arange(len(series)))
+        kept[:, None],
+        series,
+        scipy.interpolate.CubicSpline(frames, series[kept])(np.arange(len(series))),
     )
 
 
@@ -91,7 +93,7 @@ def fill_censored(values: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArr
     if kept.all():
         return values
     frames = np.flatnonzero(kept)
-    filled = PchipInterpolator(frames, values, axis=0)(np.arange(kept.size))
+    filled = scipy.interpolate.PchipInterpolator(frames, values, axis=0)(np.arange(kept.size))
     filled[kept] = values
     filled[: frames[0]] = values[0]
     filled[frames[-1] + 1 :] = values[-1]

@@ -20,7 +20,7 @@ from bsym_bids.bold.censoring import censor
 from bsym_bids.bold.confounds import Confounds, read_confounds
 from bsym_bids.bold.denoising import denoise
 from bsym_bids.bold.nuisance import NuisanceStrategy
-from bsym_bids.bold.volumes import LONGEST_TR
+from bsym_bids.bold.volumes import LONGEST_TR, SHORTEST_TR
 from bsym_bids.errors import BadDataError, BsymError
 
 
@@ -140,7 +140,7 @@ def naming(source: str | Path) -> Iterator[None]:
 
 
 def _check_repetition_time(seconds: float) -> None:
-    if not 0 < seconds <= LONGEST_TR:
+    if not SHORTEST_TR <= seconds <= LONGEST_TR:
         said = f"is {seconds:g} s" if seconds else "is 0 or absent in sidecar and header"
         raise BadDataError(
             f"the repetition time {said}",

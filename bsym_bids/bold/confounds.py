@@ -9,12 +9,14 @@ definitions: ``X_derivative1`` is the backward difference of X, ``X_power2`` its
 from __future__ import annotations
 
 import csv
-import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from io import StringIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,12 @@ from numpy.typing import NDArray
 
 from bsym_bids.bold.nuisance import CompCor, NuisanceStrategy, is_regular_expression
 from bsym_bids.errors import BadDataError, InputMissingError
+from bsym_bids.untrusted import read_json, read_text, to_float
 
+#: Bytes of the largest table; those of an hour have a tenth.
+_LARGEST_TABLE = 1 << 28
+#: How many missing names are compared with how many that are there: it takes its time.
+_LISTED, _COMPARED = 20, 2000
 _FD = "framewise_displacement"
 _NON_STEADY_STATE = "non_steady_state_outlier"
 _NOT_AVAILABLE = {"n/a", "nan", ""}
@@ -122,15 +129,20 @@ class _Table:
     @classmethod
     def read(cls, path: Path) -> _Table:
         try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = [row for row in csv.reader(file, delimiter="\t") if row]
+            text = StringIO(read_text(path, _LARGEST_TABLE), newline="")
+            rows = [row for row in csv.reader(text, delimiter="\t") if row]
         except FileNotFoundError:
             raise InputMissingError(f"{path}: no such confounds file") from None
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, ValueError, csv.Error) as error:
             raise BadDataError(f"{path}: cannot be read as a table: {error}") from error
         if not rows:
             raise BadDataError(f"{path}: is empty")
         header, *body = rows
+        twice = [name for name, count in Counter(header).items() if count > 1]
+        if twice:
+            raise BadDataError(
+                f"{path}: has the column {twice[0]} more than once", "remove all but one"
+            )
         for number, row in enumerate(body, start=1):
             if len(row) != len(header):
                 raise BadDataError(
@@ -161,7 +173,7 @@ class _Table:
         if text.lower() in _NOT_AVAILABLE:
             return np.nan
         try:
-            value = float(text)
+            value = to_float(text)
         except ValueError:
             value = np.inf
         if not np.isfinite(value):
@@ -203,7 +215,9 @@ def _missing_columns(
     table: _Table, strategy: NuisanceStrategy, missing: Sequence[str]
 ) -> BadDataError:
     near = dict.fromkeys(
-        name for entry in missing for name in get_close_matches(entry, table.cells, n=2, cutoff=0.5)
+        name
+        for entry in missing[:_LISTED]
+        for name in get_close_matches(entry, islice(table.cells, _COMPARED), n=2, cutoff=0.5)
     )
     have = f"near names in it: {', '.join(near)}; " if near else ""
     return BadDataError(
@@ -242,7 +256,7 @@ def _components_of(table: _Table, mask: str, metadata: dict[str, dict]) -> list[
         names = [
             name
             for name in anatomical
-            if metadata.get(name, {}).get("Mask", "combined").lower() == mask.lower()
+            if str(metadata.get(name, {}).get("Mask", "combined")).lower() == mask.lower()
         ]
     return sorted(names, key=lambda name: (len(name), name))
 
@@ -251,7 +265,7 @@ def _metadata(table: Path) -> dict[str, dict]:
     """Return the entries of the JSON beside a table; nothing where there is none."""
     path = table.with_suffix(".json")
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -305,10 +319,14 @@ def _framewise_displacement(table: _Table, notes: list[str]) -> NDArray[np.float
     if _FD not in table.cells:
         return None
     try:
-        return table.numbers(_FD, [], first=0.0)
+        values = table.numbers(_FD, [], first=0.0)
     except BadDataError:
         notes.append(f"{_FD} has gaps, or cells that are no numbers: not used")
         return None
+    if (values < 0).any():
+        notes.append(f"{_FD} is negative in some rows: not used")
+        return None
+    return values
 
 
 def _non_steady_state(table: _Table) -> NDArray[np.bool_]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # of which parts are loaded when they are used
 from numpy.typing import NDArray
-from scipy import linalg, signal
 
 from bsym_bids.bold.censoring import bridge, fill_censored, span_of
 from bsym_bids.bold.filtering import butterworth, check_cutoffs, cosine_drift, passed_share
@@ -161,7 +161,7 @@ def _filtered(
     inside = kept[span]
     together = bridge(np.hstack([series, confounds])[span], inside)
     if detrend:
-        together = signal.detrend(together, axis=0)
+        together = scipy.signal.detrend(together, axis=0)
     together = butterworth(together, repetition_time, high_pass, low_pass)[inside]
     regressors = together[:, series.shape[1] :]
     size = np.abs(confounds[kept]).max(axis=0)
@@ -204,7 +204,7 @@ def _residual(
     varying = spread > 0
     if not varying.any():
         return series.copy(), 0
-    basis, triangle, _ = linalg.qr(
+    basis, triangle, _ = scipy.linalg.qr(
         centred[:, varying] / spread[varying], mode="economic", pivoting=True
     )
     diagonal = np.abs(np.diag(triangle))

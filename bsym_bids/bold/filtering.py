@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy  # of which parts are loaded when they are used
 from numpy.typing import NDArray
-from scipy import signal
 
 from bsym_bids.errors import BadDataError, UsageError
 
@@ -75,9 +75,9 @@ def butterworth(
         cutoffs, kind = [high_pass, low_pass], "bandpass"
     else:
         cutoffs, kind = high_pass or low_pass, "highpass" if high_pass else "lowpass"
-    sections = signal.butter(ORDER, cutoffs, btype=kind, output="sos", fs=1 / repetition_time)
+    sections = scipy.signal.butter(ORDER, cutoffs, btype=kind, output="sos", fs=1 / repetition_time)
     try:
-        return signal.sosfiltfilt(sections, series, axis=0)
+        return scipy.signal.sosfiltfilt(sections, series, axis=0)
     except ValueError as error:
         raise BadDataError(
             f"{len(series)} frames are too few for a Butterworth {kind} filter",

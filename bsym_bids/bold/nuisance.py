@@ -13,9 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bsym_bids.errors import InputMissingError, UsageError
+from bsym_bids.untrusted import parse_yaml, read_yaml
 
 FILTERS = ("butterworth", "cosine")
 COMPCOR_MASKS = ("CSF", "WM", "combined")
@@ -113,7 +112,7 @@ def load_strategy(name_or_path: str | Path) -> NuisanceStrategy:
     path = Path(name_or_path)
     if text in strategy_names():
         packaged = files("bsym_bids").joinpath(f"{_FOLDER}/{text}.yaml")
-        return _parse(packaged.read_text("utf-8"), f"{text}.yaml")
+        return _parse(parse_yaml(packaged.read_text("utf-8")), f"{text}.yaml")
     if path.suffix.lower() in _SUFFIXES or len(path.parts) > 1:
         return _parse(_read(path), text)
     close = get_close_matches(text, strategy_names(), n=1)
@@ -124,21 +123,21 @@ def load_strategy(name_or_path: str | Path) -> NuisanceStrategy:
     )
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> Any:
     try:
-        return path.read_text("utf-8")
+        return read_yaml(path)
     except FileNotFoundError:
         raise InputMissingError(f"{path}: no such nuisance strategy file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as text: {error}") from error
+    except ValueError as error:
+        raise UsageError(
+            f"{path}: cannot be read as YAML: {error}", "docs/nuisance.md shows such a file"
+        ) from error
 
 
-def _parse(text: str, source: str) -> NuisanceStrategy:
+def _parse(document: Any, source: str) -> NuisanceStrategy:
     """Check a YAML document key by key and make a strategy of it."""
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{source}: cannot be read as YAML: {error}") from error
     if not isinstance(document, dict):
         raise UsageError(f"{source}: must be a mapping of keys, as docs/nuisance.md shows")
     known = [f.name for f in fields(NuisanceStrategy)]
@@ -206,7 +205,7 @@ def _columns(document: dict[str, Any], source: str) -> tuple[str, ...]:
         if is_regular_expression(entry):
             try:
                 re.compile(entry[1:-1])
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise _wrong(source, "columns", entry, f"a regular expression: {error}") from None
     return columns
 

@@ -235,6 +235,7 @@ def _read_mask(path: Path, series: VolumeSeries) -> NDArray[np.bool_]:
             f"{series.shape}, or another affine",
             "use the mask of the same space and resolution",
         )
+    stored_numbers(path, image)  # refuses types that are not one number per voxel
     try:
         inside = np.asarray(image.dataobj) > 0
     except READ_ERRORS as error:
@@ -249,11 +250,23 @@ def _grayordinates(path: Path, image: nib.Cifti2Image, method: str) -> Parcellat
     """Summarise a CIFTI series, whose file has one grayordinate's series after the other."""
     from bsym_bids.atlas.grayordinates import labels_of
 
-    axes = [image.header.get_axis(i) for i in range(image.ndim)]
+    try:
+        axes = [image.header.get_axis(i) for i in range(image.ndim)]
+    except Exception as error:  # nibabel raises what the XML leads it to
+        raise BadDataError(
+            f"{path}: its header cannot be read: {error or type(error).__name__}",
+            "the file is damaged or incomplete: copy or make it again",
+        ) from error
     if image.ndim != 2 or not isinstance(axes[1], nib.cifti2.BrainModelAxis):
         raise BadDataError(f"{path}: is no dense CIFTI series", "expected *.dtseries.nii")
     if not isinstance(axes[0], nib.cifti2.SeriesAxis):
         raise BadDataError(f"{path}: its rows are no time series", "expected *.dtseries.nii")
+    if image.shape != tuple(map(len, axes)):
+        raise BadDataError(
+            f"{path}: has the shape {image.shape}, but its header describes "
+            f"{tuple(map(len, axes))}",
+            "the file is damaged or incomplete: copy or make it again",
+        )
     labels = labels_of(axes[1])
     if not labels.any():
         raise BadDataError(

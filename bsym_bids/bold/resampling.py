@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy  # of which parts are loaded when they are used
 from numpy.typing import NDArray
-from scipy import fft
 
 from bsym_bids.errors import BadDataError
 
@@ -67,7 +67,7 @@ def resample(
     orders = np.arange(1, n_frames - 1)
     gain = _anti_alias(orders / (2 * (n_frames - 1) * repetition_time), 0.5 / target)
     used = gain > 0
-    amplitudes = fft.dst((series - line)[1:-1], type=1, axis=0) / (n_frames - 1)
+    amplitudes = scipy.fft.dst((series - line)[1:-1], type=1, axis=0) / (n_frames - 1)
     waves = np.sin(np.pi * np.outer(position, orders[used])) * gain[used]
     resampled = np.full((len(position), timeseries.shape[1]), np.nan)
     resampled[:, measured] = first + (last - first) * position[:, None] + waves @ amplitudes[used]

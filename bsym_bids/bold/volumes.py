@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import zlib
@@ -14,11 +15,11 @@ from typing import BinaryIO
 import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from bsym_bids.errors import BadDataError, InputMissingError
+from bsym_bids.untrusted import open_regular
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # Larger reads take no less time (inflating is the limit) and push the output out of the cache.
@@ -26,8 +27,16 @@ _READ_BYTES = 1 << 18
 _BUFFERS = 3  # one being filled, one being worked on, one between them
 _TIME_UNITS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 _COPY_AGAIN = "the file is damaged or incomplete: copy or make it again"
-#: Seconds; a longer repetition time was written in milliseconds.
-LONGEST_TR = 100.0
+#: Seconds; a longer repetition time was written in milliseconds, and none is shorter.
+SHORTEST_TR, LONGEST_TR = 0.01, 100.0
+#: Voxels along an axis, voxels of a volume, and volumes of a series: no image of MRI has more.
+LONGEST_AXIS, MOST_VOXELS, MOST_VOLUMES = 2048, 1 << 29, 100_000
+#: Grayordinates of the largest CIFTI file; the finest that there is has 170,494.
+MOST_GRAYORDINATES = 1_000_000
+#: mm; edges of voxels lie between.
+SMALLEST_VOXEL, LARGEST_VOXEL = 0.05, 100.0
+_FLATTEST = 1e-4  # volume of a voxel, relative to a cuboid of its edges: less has no inverse
+_MOST_DEFLATED = 1032  # bytes that one byte of gzip can stand for
 #: What reading a damaged image can raise.
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, isal_zlib.error)
 
@@ -94,17 +103,87 @@ class VolumeSeries(StoredNumbers):
 
 
 def load_image(path: Path) -> SpatialImage:
-    """Open an image, explaining what can be wrong with it."""
+    """Open an image, explaining what can be wrong with it.
+
+    Only the header is read. What it says is held against the size of the file, and against what
+    images of MRI are like: what is read next can take no more memory than they do.
+
+    Raises
+    ------
+    InputMissingError
+        There is no such file.
+    BadDataError
+        It is no image, or its header says what cannot be.
+    """
     if not path.exists():
         hint = "check the path"
         if path.is_symlink():
             hint = "the link leads nowhere; in a datalad dataset: datalad get " + path.name
         raise InputMissingError(f"{path}: no such file", hint)
     try:
-        return nib.load(path)
-    except (ImageFileError, HeaderDataError, *READ_ERRORS) as error:
-        reason = f"{path}: cannot be read as an image: {error}"
+        open_regular(path).close()
+    except (OSError, ValueError) as error:
+        raise BadDataError(f"{path}: cannot be read as an image: {error}", _COPY_AGAIN) from error
+    try:
+        image = nib.load(path)
+    except Exception as error:  # nibabel and the parser of CIFTI raise what the bytes lead them to
+        reason = f"{path}: cannot be read as an image: {error or type(error).__name__}"
         raise BadDataError(reason, _compression_hint(path) or _COPY_AGAIN) from error
+    _check_size(path, image)
+    return image
+
+
+def _check_size(path: Path, image: SpatialImage) -> None:
+    """Refuse a header that asks for more memory than an image of MRI can take."""
+    shape = image.shape
+    if isinstance(image, nib.Cifti2Image):
+        is_possible = max(shape) <= MOST_GRAYORDINATES
+    else:
+        space, volumes = shape[:3], math.prod(shape[3:])
+        is_possible = (
+            max(space, default=0) <= LONGEST_AXIS
+            and math.prod(space) <= MOST_VOXELS
+            and volumes <= MOST_VOLUMES
+        )
+    if not is_possible or min(shape, default=0) < 0:
+        raise BadDataError(
+            f"{path}: its header says that it has the shape {tuple(map(int, shape))}, which no "
+            "image of MRI has",
+            _COPY_AGAIN,
+        )
+    needed = math.prod(map(int, shape)) * image.dataobj.dtype.itemsize
+    size = path.stat().st_size
+    if needed > _MOST_DEFLATED * max(size, 1):
+        raise BadDataError(
+            f"{path}: its header says that it holds {needed} bytes, but a file of {size} bytes "
+            "cannot hold so many",
+            _COPY_AGAIN,
+        )
+
+
+def check_place(path: Path, affine: NDArray[np.float64]) -> None:
+    """Refuse an affine under which voxels have no place, or no size that voxels have.
+
+    Raises
+    ------
+    BadDataError
+        It is not finite, has no inverse, or makes voxels that are too small or too large.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        sizes = np.linalg.norm(affine[:3, :3], axis=0)
+        volume = abs(np.linalg.det(affine[:3, :3] / np.where(sizes > 0, sizes, 1)))
+    if not np.isfinite(affine).all() or not (sizes > 0).all() or volume < _FLATTEST:
+        raise BadDataError(
+            f"{path}: its affine has no inverse, so that no voxel has a place:\n{affine}",
+            "make the image again, or repair sform and qform",
+        )
+    if sizes.min() < SMALLEST_VOXEL or sizes.max() > LARGEST_VOXEL:
+        text = " x ".join(f"{mm:.3g}" for mm in sizes)
+        raise BadDataError(
+            f"{path}: its voxels have edges of {text} mm, but {SMALLEST_VOXEL:g} to "
+            f"{LARGEST_VOXEL:g} mm are possible",
+            "the affine has to be in mm: make the image again, or repair sform and qform",
+        )
 
 
 def _compression_hint(path: Path) -> str:
@@ -129,7 +208,12 @@ def stored_numbers(path: Path, image: SpatialImage) -> StoredNumbers:
             f"{path}: is of type {proxy.dtype}, not one real number per sample",
             "convert it to integers or floating point numbers",
         )
-    return StoredNumbers(path, proxy.dtype, proxy.offset, float(proxy.slope), float(proxy.inter))
+    slope, intercept = float(proxy.slope), float(proxy.inter)
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
+        raise BadDataError(
+            f"{path}: its numbers are to be scaled by {slope} and {intercept}", _COPY_AGAIN
+        )
+    return StoredNumbers(path, proxy.dtype, int(proxy.offset), slope, intercept)
 
 
 def open_series(path: Path, image: SpatialImage) -> VolumeSeries:
@@ -151,11 +235,7 @@ def open_series(path: Path, image: SpatialImage) -> VolumeSeries:
     if 0 in image.shape:
         raise BadDataError(f"{path}: is empty, its shape is {image.shape}", _COPY_AGAIN)
     affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-        raise BadDataError(
-            f"{path}: its affine has no inverse, so that no voxel has a place:\n{affine}",
-            "make the image again, or repair sform and qform",
-        )
+    check_place(path, affine)
     return VolumeSeries(
         **vars(stored_numbers(path, image)),
         shape=image.shape[:3],
@@ -167,7 +247,11 @@ def open_series(path: Path, image: SpatialImage) -> VolumeSeries:
 
 def _repetition_time(image: SpatialImage) -> float | None:
     step = float(image.header.get_zooms()[3])
-    seconds = step * _TIME_UNITS.get(image.header.get_xyzt_units()[1], 0.0)
+    try:
+        unit = image.header.get_xyzt_units()[1]
+    except KeyError:  # a code that stands for none
+        return None
+    seconds = step * _TIME_UNITS.get(unit, 0.0)
     return seconds if np.isfinite(seconds) and seconds > 0 else None
 
 

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+import scipy  # of which parts are loaded when they are used
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from bsym_bids.atlas import N_ROIS, SPACES, roi_names, volume_path
 from bsym_bids.bold.volumes import READ_ERRORS, load_image
@@ -214,11 +213,11 @@ class EndLookup:
         if self._is_orthogonal:
             # From an end outside of all labelled voxels, a voxel with labelled voxels on all sides
             # is never the nearest: the next one towards the end is nearer.
-            labelled &= ~ndimage.binary_erosion(labelled)
+            labelled &= ~scipy.ndimage.binary_erosion(labelled)
         voxels = np.argwhere(labelled)
         self._rois = self._labels[tuple(voxels.T)]
         centres = voxels @ labels.affine[:3, :3].T + labels.affine[:3, 3]
-        self._tree = cKDTree(centres, balanced_tree=False, compact_nodes=False)
+        self._tree = scipy.spatial.cKDTree(centres, balanced_tree=False, compact_nodes=False)
 
     def rois_at(self, points: NDArray[np.floating]) -> NDArray[np.uint16]:
         """Return the ROI (1 to 450) at each of the points (n, 3) in mm, 0 where there is none."""
@@ -312,7 +311,7 @@ def measure(streamlines: Streamlines, lookup: EndLookup, fa: Image) -> Measures:
 def _interpolated(image: Image, points: NDArray[np.float32]) -> NDArray[np.float64]:
     """Interpolate at points (n, 3) in mm; up to the faces of the outermost voxels, 0 beyond."""
     coordinates = _coordinates(np.linalg.inv(image.affine), points)
-    values = ndimage.map_coordinates(
+    values = scipy.ndimage.map_coordinates(
         image.values, coordinates, output=np.float64, order=1, mode="nearest"
     )
     for row, size in zip(coordinates, image.values.shape, strict=True):
@@ -473,7 +472,7 @@ def _neighbours(roi: int) -> NDArray[np.int64]:
     voxels = np.argwhere(labels == roi + 1)
     first = np.maximum(voxels.min(axis=0) - margin, 0)
     box = labels[tuple(slice(a, b + 1) for a, b in zip(first, voxels.max(0) + margin, strict=True))]
-    distance = ndimage.distance_transform_edt(box != roi + 1, sampling=spacing)
+    distance = scipy.ndimage.distance_transform_edt(box != roi + 1, sampling=spacing)
     near = np.unique(box[distance <= SEARCH_RADIUS])
     return near[(near > 0) & (near != roi + 1)].astype(np.int64) - 1
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids.errors import BadDataError, InputMissingError
+from bsym_bids.untrusted import read_text, to_float
 
 #: s/mm2; volumes up to this b-value count as not weighted.
 B0_MAX = 50.0
@@ -21,6 +22,10 @@ FEWEST_DIRECTIONS = 6
 ENOUGH_DIRECTIONS = 15
 #: s/mm2; no scanner reaches more.
 LARGEST_B = 5e4
+# Bytes; the gradients of ten thousand volumes have a quarter of it.
+_LARGEST_FILE = 1 << 22
+# Nobody writes vectors that are longer, whatever they are scaled by.
+_LONGEST = 1e6
 # Lengths of vectors off by less than this are rounding in the text file.
 _ROUNDING = 0.02
 # Two directions nearer than this (radians, about 3 degrees) are one measured twice.
@@ -145,15 +150,17 @@ def read_gradients(bval: Path, bvec: Path, n_volumes: int) -> tuple[Gradients, l
 def _numbers(path: Path) -> NDArray[np.float64]:
     """Read a rectangle of numbers from a text file."""
     try:
-        lines = path.read_text("utf-8").replace(",", " ").splitlines()
+        lines = read_text(path, _LARGEST_FILE).replace(",", " ").splitlines()
     except FileNotFoundError:
         raise InputMissingError(
             f"{path}: no such file", "each diffusion series needs a .bval and a .bvec file"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadDataError(f"{path}: cannot be read as text: {error}") from error
+    except (OSError, ValueError) as error:
+        raise BadDataError(
+            f"{path}: cannot be read as text: {error}", "copy or make the file again"
+        ) from error
     try:
-        rows = [[float(word) for word in line.split()] for line in lines if line.strip()]
+        rows = [[to_float(word) for word in line.split()] for line in lines if line.strip()]
     except ValueError as error:
         raise BadDataError(
             f"{path}: not a table of numbers: {error}", "FSL's form has numbers and spaces only"
@@ -220,6 +227,11 @@ def _normalised(
     path: Path, vectors: NDArray[np.float64], bvals: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], list[str]]:
     """Bring vectors to unit length; none gets longer than it can be without being noticed."""
+    if np.abs(vectors).max() > _LONGEST:
+        raise BadDataError(
+            f"{path}: has numbers up to {np.abs(vectors).max():g}, which are of no directions",
+            "see that .bval and .bvec are not mixed up",
+        )
     lengths = np.linalg.norm(vectors, axis=1)
     present = lengths > 1e-6
     unit = np.divide(vectors, lengths[:, None], out=np.zeros_like(vectors), where=present[:, None])
@@ -238,13 +250,13 @@ def _in_s_per_mm2(
 ) -> tuple[NDArray[np.float64], list[str]]:
     """Recognise b-values in ms/um2 and in s/m2, where nothing else can be meant."""
     largest = float(bvals.max())
-    if largest >= _SMALLEST_IN_SI:
+    if _SMALLEST_IN_SI <= largest <= 1e6 * LARGEST_B:
         return bvals / 1e6, [
             f"{path.name}: b-values up to {largest:g} are in s/m2; divided by 1e6."
         ]
     if largest > LARGEST_B:
         raise BadDataError(
-            f"{path}: b is up to {largest:g}, which is no weighting in s/mm2",
+            f"{path}: b is up to {largest:g}, which is no weighting in s/mm2 or s/m2",
             "b-values are to be in s/mm2, for example 1000",
         )
     if 0 < largest <= _LARGEST_IN_MS_PER_UM2:

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
+import scipy  # of which parts are loaded when they are used
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from bsym_bids.dwi.engines.volumes import tensor_volumes
 from bsym_bids.dwi.gradients import (
@@ -135,7 +135,7 @@ def check_orientation(
     directions, anisotropy = principal_directions(dwi, gradients, affine, mask, threads)
     details: dict[str, Any] = {"Method": "mean streamline length (Jeurissen et al. 2014)"}
     # The rim of the mask is left out: partial volume and motion make it anisotropic.
-    seeds = np.argwhere((anisotropy > _SEED_FA) & ndimage.binary_erosion(mask, iterations=2))
+    seeds = np.argwhere((anisotropy > _SEED_FA) & scipy.ndimage.binary_erosion(mask, iterations=2))
     if len(seeds) < FEWEST_VOXELS:
         reason = f"only {len(seeds)} voxels have oriented fibres"
         return _unchecked(dwi, details, reason)

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from bsym_bids.bold.volumes import READ_ERRORS, load_image
+from bsym_bids.bold.volumes import READ_ERRORS, load_image, stored_numbers
 from bsym_bids.dwi.commands import find_command, run
 from bsym_bids.dwi.fsl import choose_fsl, correct_with_fsl
 from bsym_bids.dwi.gradients import Gradients, check_gradients, write_gradients
@@ -330,6 +330,7 @@ def _read_mask(path: Path, first: Run) -> NDArray[np.bool_]:
             f"{path}: the mask is not on the grid of {first.source.image.name}",
             "give the mask that belongs to the series, or remove it to have one computed",
         )
+    stored_numbers(path, image)  # refuses types that are not one number per voxel
     try:
         values = np.asarray(image.dataobj).reshape(shape)
     except READ_ERRORS as error:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from bsym_bids.errors import InputMissingError, UsageError
+from bsym_bids.untrusted import parse_yaml, read_yaml
 
 RESPONSES = ("auto", "dhollander", "tournier", "fa")
 FODS = ("auto", "msmt_csd", "csd")
@@ -163,7 +164,7 @@ def load_preset(name_or_path: str | Path) -> Preset:
     if text in preset_names():
         return _make(_packaged(text), f"{text}.yaml")
     if path.suffix.lower() in _SUFFIXES or len(path.parts) > 1:
-        return _make(_with_base(_document(_read(path), text), text), text)
+        return _make(_with_base(_mapping(_read(path), text), text), text)
     close = get_close_matches(text, preset_names(), n=1)
     raise UsageError(
         f"unknown tractography preset {text!r}"
@@ -174,16 +175,20 @@ def load_preset(name_or_path: str | Path) -> Preset:
 
 def _packaged(name: str) -> dict[str, Any]:
     text = files("bsym_bids").joinpath(f"{_FOLDER}/{name}.yaml").read_text("utf-8")
-    return _document(text, f"{name}.yaml")
+    return _mapping(parse_yaml(text, _Loader), f"{name}.yaml")
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> Any:
     try:
-        return path.read_text("utf-8")
+        return read_yaml(path, _Loader)
     except FileNotFoundError:
         raise InputMissingError(f"{path}: no such tractography preset file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as text: {error}") from error
+    except ValueError as error:
+        raise UsageError(
+            f"{path}: cannot be read as YAML: {error}", "docs/running.md shows such a file"
+        ) from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -197,11 +202,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _document(text: str, source: str) -> dict[str, Any]:
-    try:
-        document = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{source}: cannot be read as YAML: {error}") from error
+def _mapping(document: Any, source: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UsageError(f"{source}: must be a mapping of keys")
     return document

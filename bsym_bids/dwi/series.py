@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from bsym_bids.bold.volumes import (
     VolumeSeries,
+    check_place,
     load_image,
     open_series,
     stored_numbers,
@@ -125,11 +126,7 @@ def _layout(path: Path, image: SpatialImage) -> VolumeSeries:
     if not isinstance(image, nib.Nifti1Image):
         raise BadDataError(f"{path}: is {type(image).__name__}, not NIfTI", "convert it to .nii.gz")
     affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-        raise BadDataError(
-            f"{path}: its affine has no inverse, so that no voxel has a place:\n{affine}",
-            "make the image again, or repair sform and qform",
-        )
+    check_place(path, affine)
     stored = vars(stored_numbers(path, image))  # one volume, as converters write single b0 images
     return VolumeSeries(
         **stored, shape=image.shape, n_volumes=1, affine=affine, repetition_time=None

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
+import scipy  # of which parts are loaded when they are used
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from bsym_bids.dwi.template import template_labels, template_mask, template_t1w
 from bsym_bids.dwi.transforms import Volume
@@ -154,8 +154,12 @@ def _beside(labels: Volume) -> NDArray[np.bool_]:
     cortex = labels.data > N_SUBCORTICAL
     if not nucleus.any():
         return nucleus
-    far = np.inf if not cortex.any() else distance_transform_edt(~cortex, sampling=labels.zooms)
-    near = distance_transform_edt(~nucleus, sampling=labels.zooms)
+    far = (
+        np.inf
+        if not cortex.any()
+        else scipy.ndimage.distance_transform_edt(~cortex, sampling=labels.zooms)
+    )
+    near = scipy.ndimage.distance_transform_edt(~nucleus, sampling=labels.zooms)
     return (near <= NEAR) & (near < far)
 
 
@@ -173,7 +177,7 @@ def template_priors() -> Volume:
     labels = template_labels().data
     shares[(labels > 0) & (labels <= N_SUBCORTICAL)] = (0.9, 0.1, 0)
     for kind in range(3):
-        shares[..., kind] = gaussian_filter(shares[..., kind], 1.5)
+        shares[..., kind] = scipy.ndimage.gaussian_filter(shares[..., kind], 1.5)
     return Volume(shares, image.affine)
 
 

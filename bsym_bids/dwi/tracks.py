@@ -103,6 +103,8 @@ def read_tck_header(path: Path) -> TckHeader:
             f"not understood: {error}",
             hint=_DAMAGED,
         ) from error
+    if header.offset < 0 or (header.count or 0) < 0:
+        raise BadDataError(f"{path}: its header has numbers below 0", hint=_DAMAGED)
     if name != ".":
         raise BadDataError(f"{path}: its points are in another file, {name}")
     return header

@@ -7,6 +7,7 @@ the other, so that an image is interpolated once however many transforms lie bet
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +16,36 @@ from typing import TYPE_CHECKING, Protocol
 
 import nibabel as nib
 import numpy as np
+import scipy  # of which parts are loaded when they are used
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, map_coordinates
 
-from bsym_bids.bold.volumes import READ_ERRORS, load_image
+from bsym_bids.bold.volumes import READ_ERRORS, check_place, load_image, stored_numbers
 from bsym_bids.errors import BadDataError, InputMissingError
+from bsym_bids.untrusted import open_regular, try_apart
 
 if TYPE_CHECKING:
+    import h5py
     import SimpleITK as sitk
 
 #: From the axes of ITK (LPS+) to those of NIfTI (RAS+) and back.
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
+# What ITK calls the group of the parts in a file, and the type of a part.
+_GROUP, _TYPE = "TransformGroup", "TransformType"
+# Of a composite transform: bytes of its parts (a field of 1 mm has 90 MB), and how many there are.
+_MOST_BYTES, _MOST_GROUPS = 1 << 31, 1000
+# By how much a transform between two heads changes volumes at most, either way.
+_SMALLEST_SCALE = 1e-3
+# The linear transforms that ITK writes: those of any number of dimensions, and those of three.
+_LINEAR_OF_ANY = ("AffineTransform", "TranslationTransform", "ScaleTransform")
+_LINEAR_OF_SPACE = (
+    "Euler3DTransform",
+    "VersorTransform",
+    "VersorRigid3DTransform",
+    "Similarity3DTransform",
+    "ScaleVersor3DTransform",
+    "ScaleSkewVersor3DTransform",
+    "ComposeScaleSkewVersor3DTransform",
+)
 # Points that are mapped at a time: bounds the memory of maps over large grids.
 _SLAB_POINTS = 1 << 19
 
@@ -103,7 +123,7 @@ class Displacement:
         moved = points.copy()
         for axis in range(3):
             # ITK holds the value of the last node over the outer half of its voxel.
-            moved[inside, axis] += map_coordinates(
+            moved[inside, axis] += scipy.ndimage.map_coordinates(
                 self.field[..., axis], indices[:, inside], order=1, mode="nearest"
             )
         return moved
@@ -196,7 +216,9 @@ def _linear(data: NDArray[np.float32], indices: NDArray[np.float64]) -> NDArray[
     # The outermost values hold for half a voxel, as in ITK: a mere rounding error loses no plane.
     inside = _within(indices, data.shape)
     values = np.zeros(indices.shape[1], dtype=np.float32)
-    values[inside] = map_coordinates(data, indices[:, inside], order=1, mode="nearest")
+    values[inside] = scipy.ndimage.map_coordinates(
+        data, indices[:, inside], order=1, mode="nearest"
+    )
     return values
 
 
@@ -252,7 +274,9 @@ def coarsened(
     """Resample to a coarser grid, smoothed before so that nothing aliases."""
     # A Gaussian with half the FWHM by which the new voxels exceed the old ones.
     excess = np.sqrt(np.maximum(step**2 - volume.zooms**2, 0)) / volume.zooms
-    smooth = gaussian_filter(volume.data.astype(np.float32), excess / 2.355, mode="constant")
+    smooth = scipy.ndimage.gaussian_filter(
+        volume.data.astype(np.float32), excess / 2.355, mode="constant"
+    )
     return resample(Volume(smooth, volume.affine), shape, affine)
 
 
@@ -285,21 +309,69 @@ def read_template_transform(path: Path) -> list[Transform]:
     from nitransforms.io.itk import ITKCompositeH5
 
     try:
-        # The class method checks the extension, which linked and annexed files may lack.
-        parts = ITKCompositeH5.from_filename(path)
-        chain = [_from_nitransforms(part) for part in reversed(parts)]
-    except TransformIOError:
-        # Of the linear transforms nitransforms knows the affine one only.
-        chain = _read_with_itk(path)
-    except (*READ_ERRORS, KeyError, IndexError, TypeError) as error:
-        raise _unreadable(path, str(error)) from error
+        open_regular(path).close()
+        try_apart(lambda: _check_contents(path))
+        _check_contents(path)
+        try:
+            # The class method checks the extension, which linked and annexed files may lack.
+            parts = ITKCompositeH5.from_filename(path)
+            chain = [_from_nitransforms(part) for part in reversed(parts)]
+        except TransformIOError:
+            # Of the linear transforms nitransforms knows the affine one only.
+            chain = _read_linear(path)
+    except BadDataError:
+        raise
+    except Exception as error:  # the libraries raise what the contents lead them to
+        raise _unreadable(path, str(error) or type(error).__name__) from error
     if not chain:
         raise _unreadable(path, "it holds no transform")
     for part in chain:
-        values = part.matrix if isinstance(part, Affine) else part.field
-        if not np.isfinite(values).all():
-            raise _unreadable(path, "it holds numbers that are not finite")
+        _check_transform(path, part)
     return list(chain)
+
+
+def _check_contents(path: Path) -> None:
+    """Read an HDF5 file, and refuse contents that are elsewhere, or larger than transforms are.
+
+    A file of a few bytes can describe data that take all memory when they are read.
+    """
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        groups, total, seen = [file], 0, 0
+        while groups:
+            group = groups.pop()
+            seen += 1
+            for name in group:
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise _unreadable(path, f"{name} is a link")
+                item = group[name]
+                if isinstance(item, h5py.Group):
+                    groups.append(item)
+                elif item.external or item.is_virtual:
+                    raise _unreadable(path, f"{name} is in another file")
+                else:
+                    total += item.nbytes
+                    if total <= _MOST_BYTES:
+                        item[()]
+                if total > _MOST_BYTES or seen > _MOST_GROUPS:
+                    raise _unreadable(path, "it is larger than a transform can be")
+
+
+def _check_transform(path: Path, part: Affine | Displacement) -> None:
+    """Refuse what is no map of space: numbers that are not finite, or no way back."""
+    if isinstance(part, Affine):
+        if not np.isfinite(part.matrix).all():
+            raise _unreadable(path, "it holds numbers that are not finite")
+        scale = abs(np.linalg.det(part.matrix[:3, :3]))
+        if not _SMALLEST_SCALE < scale < 1 / _SMALLEST_SCALE:
+            raise _unreadable(path, f"it scales volumes by {scale:.3g}")
+        return
+    check_place(path, part.affine)
+    if part.field.ndim != 4 or part.field.shape[3] != 3 or 0 in part.field.shape:
+        raise _unreadable(path, f"its field has the shape {part.field.shape}")
+    if not np.isfinite(part.field).all():
+        raise _unreadable(path, "it holds numbers that are not finite")
 
 
 def _unreadable(path: Path, reason: str) -> BadDataError:
@@ -317,26 +389,67 @@ def _from_nitransforms(part: object) -> Affine | Displacement:
     return Affine(np.asarray(part.to_ras(), dtype=np.float64))
 
 
-def _read_with_itk(path: Path) -> list[Affine | Displacement]:
-    """Read a composite with linear transforms of any kind."""
+def _read_linear(path: Path) -> list[Affine | Displacement]:
+    """Read a composite with linear transforms of any kind.
+
+    Not by ITK's own reader: a damaged file can end the process that it is in.
+    """
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        group = file[_GROUP]
+        names = sorted(group, key=int)[1:]  # the first one says that it is a composite
+        return [_part_of(path, group[name]) for name in reversed(names)]
+
+
+def _part_of(path: Path, group: h5py.Group) -> Affine | Displacement:
+    """Return one transform of a composite file."""
+    kind = group[_TYPE][0].decode()
+    # Older versions of ITK misspell it.
+    start = "Transform" if "TransformParameters" in group else "Tranform"
+    parameters, fixed = (
+        np.asarray(group[f"{start}{what}"], dtype=np.float64).ravel()
+        for what in ("Parameters", "FixedParameters")
+    )
+    name = kind.partition("_")[0]
+    if not kind.endswith("_3_3"):
+        raise _unreadable(path, f"a {kind} is not of three dimensions")
+    if name == "DisplacementFieldTransform":
+        return _field_of(path, parameters, fixed)
+    if name not in (*_LINEAR_OF_ANY, *_LINEAR_OF_SPACE):
+        raise _unreadable(path, f"a {name} is not supported")
+    return Affine(_linear_of(path, name, parameters, fixed))
+
+
+def _linear_of(
+    path: Path, name: str, parameters: NDArray[np.float64], fixed: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the matrix of a linear transform of ITK from its parameters."""
     import SimpleITK as sitk
 
-    try:
-        composite = sitk.CompositeTransform(sitk.ReadTransform(str(path)))
-        parts = [composite.GetNthTransform(i) for i in range(composite.GetNumberOfTransforms())]
-    except RuntimeError as error:
-        raise _unreadable(path, str(error).strip().splitlines()[-1]) from error
-    chain: list[Affine | Displacement] = []
-    for part in reversed(parts):
-        if part.GetDimension() != 3:
-            raise _unreadable(path, f"it is of {part.GetDimension()} dimensions, not 3")
-        if part.IsLinear():
-            chain.append(Affine(matrix_from_itk(part)))
-        elif part.GetTransformEnum() == sitk.sitkDisplacementField:
-            chain.append(_field_from_itk(sitk.DisplacementFieldTransform(part)))
-        else:
-            raise _unreadable(path, f"a {part.GetName()} is not supported")
-    return chain
+    transform = getattr(sitk, name)(*([3] if name in _LINEAR_OF_ANY else []))
+    if name == "Euler3DTransform":
+        fixed = np.append(fixed, 0.0)[:4]  # older files don't have the order of rotations
+    sizes = transform.GetNumberOfParameters(), len(transform.GetFixedParameters())
+    if (len(parameters), len(fixed)) != sizes:
+        raise _unreadable(path, f"a {name} has {len(parameters)} and {len(fixed)} parameters")
+    transform.SetFixedParameters(fixed.tolist())
+    transform.SetParameters(parameters.tolist())
+    return matrix_from_itk(transform)
+
+
+def _field_of(
+    path: Path, parameters: NDArray[np.float64], fixed: NDArray[np.float64]
+) -> Displacement:
+    """Return a field of displacements from its parameters: size, origin, spacing, directions."""
+    shape = tuple(int(size) for size in fixed[:3])
+    if len(fixed) != 18 or min(shape) < 1 or 3 * math.prod(shape) != len(parameters):
+        raise _unreadable(path, f"its field has {len(parameters)} numbers for the shape {shape}")
+    field = np.moveaxis(parameters.reshape((3, *shape), order="F"), 0, -1).astype(np.float32)
+    field[..., :2] *= -1
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = fixed[9:].reshape(3, 3) * fixed[6:9], fixed[3:6]
+    return Displacement(np.ascontiguousarray(field), FLIP @ affine)
 
 
 def matrix_from_itk(transform: sitk.Transform) -> NDArray[np.float64]:
@@ -390,18 +503,6 @@ def from_itk(image: sitk.Image) -> NDArray:
     return sitk.GetArrayFromImage(image).T
 
 
-def _field_from_itk(transform: sitk.DisplacementFieldTransform) -> Displacement:
-    import SimpleITK as sitk
-
-    image = transform.GetDisplacementField()
-    field = np.moveaxis(sitk.GetArrayFromImage(image), (0, 1, 2), (2, 1, 0)).astype(np.float32)
-    field[..., :2] *= -1
-    affine = np.eye(4)
-    directions = np.reshape(image.GetDirection(), (3, 3))
-    affine[:3, :3], affine[:3, 3] = directions * image.GetSpacing(), image.GetOrigin()
-    return Displacement(np.ascontiguousarray(field), FLIP @ affine)
-
-
 def load_volume(path: Path) -> Volume:
     """Read one three-dimensional image.
 
@@ -423,22 +524,16 @@ def load_volume(path: Path) -> Volume:
             "is this one image, not a series? Name the right file, or take one of its volumes",
         )
     affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise BadDataError(
-            f"{path}: its affine has no inverse, so that no voxel has a place:\n{affine}",
-            "make the image again, or repair sform and qform",
-        )
+    check_place(path, affine)
+    if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image | nib.Cifti2Image):
+        raise BadDataError(f"{path}: is {type(image).__name__}, not NIfTI", "convert it to .nii.gz")
+    stored_numbers(path, image)  # refuses types that are not one number per voxel
     try:
         data = np.asanyarray(image.dataobj).reshape(shape)
     except READ_ERRORS as error:
         raise BadDataError(
             f"{path}: cannot be read: {error}", "the file is damaged or incomplete: copy it again"
         ) from error
-    if data.dtype.kind not in "iufb":
-        raise BadDataError(
-            f"{path}: is of type {data.dtype}, not one real number per voxel",
-            "convert it to integers or floating point numbers",
-        )
     return Volume(data, affine)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bsym_bids.outputs.names import sidecar_of
 from bsym_bids.outputs.publish import is_complete
+from bsym_bids.untrusted import read_json
 
 if TYPE_CHECKING:
     from bsym_bids.inputs import Derivatives
@@ -72,7 +72,7 @@ class Job(ABC):
             return ""
         try:
             path = sidecar_of(self.names.path(self.domain_product))
-            return str(json.loads(path.read_text("utf-8"))["ModelDomain"]["Verdict"])
+            return str(read_json(path)["ModelDomain"]["Verdict"])
         except (OSError, ValueError, LookupError, TypeError):
             return ""
 

@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from bsym_bids.errors import BadDataError
 from bsym_bids.methods import aspects
 from bsym_bids.methods.aspects import Aspect, Document
+from bsym_bids.outputs.dataset import path_of
 from bsym_bids.outputs.names import COHORT_SCALING, dataset_path, dataset_products, sidecar_of
 from bsym_bids.outputs.reading import (
     WrittenConnectome,
@@ -23,6 +23,7 @@ from bsym_bids.outputs.reading import (
     find_runs,
     read_sidecar,
 )
+from bsym_bids.untrusted import read_json
 
 LOGGER = logging.getLogger("bsym_bids")
 _DIGITS = 12  # of hashes, in names of files
@@ -183,11 +184,10 @@ def source_programs(output_dir: Path) -> dict[str, Document]:
     links = aspects.mapping(_json(output_dir / "dataset_description.json"), "DatasetLinks")
     found: dict[str, Document] = {}
     for name, uri in links.items():
-        parts = urlparse(uri) if isinstance(uri, str) else None
-        if parts is None or parts.scheme != "file":
+        if not isinstance(uri, str) or not uri.startswith("file:"):
             continue
         made = aspects.entries(
-            _json(Path(unquote(parts.path)) / "dataset_description.json"), "GeneratedBy"
+            _json(Path(path_of(uri)) / "dataset_description.json"), "GeneratedBy"
         )
         if made and isinstance(made[0], Mapping) and aspects.text(made[0], "Name"):
             found[name] = {key: aspects.text(made[0], key) for key in ("Name", "Version")}
@@ -197,7 +197,7 @@ def source_programs(output_dir: Path) -> dict[str, Document]:
 def _json(path: Path) -> Document:
     """Return an object of JSON; empty where there is none."""
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = read_json(path)
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}

@@ -7,7 +7,6 @@ the same.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from bsym_bids.errors import InputMissingError
 from bsym_bids.methods.facts import Block, Facts
 from bsym_bids.outputs.publish import explained, write_whole
 from bsym_bids.outputs.tables import Json
+from bsym_bids.untrusted import read_json
 
 LOGGER = logging.getLogger("bsym_bids")
 _FOLDER = "methods"
@@ -103,7 +103,7 @@ def _path(output_dir: Path, digest: str) -> Path:
 def _read(path: Path) -> Block | None:
     """Return what a file holds; None if that is not what its name says."""
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = read_json(path)
         block = Block(document["Aspect"], document["Settings"])
         return block if block.digest == path.stem and isinstance(block.settings, dict) else None
     except (OSError, ValueError, LookupError, TypeError):

@@ -129,6 +129,7 @@ def _marked(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
+    text = " ".join(text.splitlines())  # a line of its own could begin a heading or a list
     return _MARKUP.sub(lambda found: f"\\{found[0]}", text)
 
 

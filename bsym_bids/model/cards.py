@@ -12,11 +12,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from bsym_bids.config import SCALINGS
 from bsym_bids.errors import BadDataError, UsageError
+from bsym_bids.untrusted import read_yaml
 
 OFFICIAL = "brainsymphony-v1"
 UNTRAINED = "untrained"
@@ -25,6 +27,8 @@ BRANCHES = ("spatial", "temporal", "context", "perceiver", "structural", "gate")
 #: How the densities of structural connections may be transformed: log10(1 + d), log10(d), d.
 SC_TRANSFORMS = ("log10p1", "log10", "none")
 _HASHES = {"sha256": 64, "git_sha1": 40}
+#: Names of the machine that the program runs on.
+_OWN = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _is_count(value: Any, most: int = 10**6) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
 
 
 def _is_number(value: Any) -> bool:
@@ -55,6 +59,31 @@ def _is_range(value: Any) -> bool:
 
 def _is_hash(value: Any, length: int = 64) -> bool:
     return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{length}}}", value) is not None
+
+
+def is_pinned_address(value: Any) -> bool:
+    """Tell whether something is an address that a card may have.
+
+    What comes over TLS comes from where it says. Nobody stands between a machine and itself: plain
+    ``http`` is for servers of this machine alone.
+    """
+    if not _is_text(value):
+        return False
+    try:
+        parts = urlsplit(value)
+        host = parts.hostname
+    except ValueError:  # of brackets without an end
+        return False
+    if parts.scheme == "file":
+        return parts.netloc in ("", "localhost")
+    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and host in _OWN))
+
+
+def _is_inside(text: str) -> bool:
+    """Tell whether a path stays in the folder that it is relative to, and is of a file."""
+    path = PurePosixPath(text)
+    inside = not path.is_absolute() and ".." not in path.parts and "\\" not in text
+    return inside and text.isprintable() and not path.name.startswith(".") and path.name != ""
 
 
 def _are_texts(value: Any) -> bool:
@@ -82,7 +111,11 @@ _STATED = (
     _Rule("contract.roi_order", "text", _is_text),
     _Rule("contract.roi_names_sha256", "64 hexadecimal digits", _is_hash),
     _Rule("contract.window_frames", "a whole number above 0", _is_count),
-    _Rule("contract.repetition_time", "seconds above 0", lambda v: _is_number(v) and v > 0),
+    _Rule(
+        "contract.repetition_time",
+        "seconds, from 0.01 to 100",
+        lambda value: _is_number(value) and 0.01 <= value <= 100,
+    ),
     _Rule(
         "contract.repetition_time_tolerance",
         "a share from 0 to below 1",
@@ -115,7 +148,7 @@ _OF_SC = (
 #: What may be there, in any card.
 _OPTIONAL = (
     _Rule("packaged", "true or false", lambda value: isinstance(value, bool)),
-    _Rule("url", "an address (http, https or file)", lambda v: _is_text(v) and "://" in v),
+    _Rule("url", "an address that starts with https:// (or file://)", is_pinned_address),
     _Rule("source", "text", _is_text),
     _Rule("citation", "text", _is_text),
     _Rule("warning", "text", _is_text),
@@ -137,7 +170,7 @@ _OPTIONAL = (
         _is_range,
     ),
     _Rule("network.attention", "text", _is_text),
-    _Rule("network.max_hops", "a whole number above 0", _is_count),
+    _Rule("network.max_hops", "a whole number from 1 to 450", lambda v: _is_count(v, 450)),
     _Rule("network.diffusion_theta", "a number", _is_number),
 )
 _RULES = (*_NEEDED, *_STATED, *_OF_SC, *_OPTIONAL)
@@ -176,7 +209,7 @@ def read_card(name: str) -> dict[str, Any]:
             f"the folder that holds its {CARD_FILES[0]}",
         )
     path = known_card_path(name)
-    card = _parse(path.read_text("utf-8"), str(path))
+    card = _read(path)
     check_card(card, str(path), in_full=True)
     return card
 
@@ -197,12 +230,9 @@ def own_card(folder: Path) -> dict[str, Any] | None:
     for name in CARD_FILES:
         path = folder / name
         try:
-            text = path.read_text("utf-8")
+            card = _read(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadDataError(f"{path}: cannot be read: {error}") from error
-        card = _parse(text, str(path))
         check_card(card, str(path))
         return card
     return None
@@ -294,9 +324,11 @@ def _check_files(files: Any, where: str) -> None:
         given = entry if isinstance(entry, dict) else {}
         if not _is_text(given.get("path")) or not set(_HASHES) & set(given):
             raise BadDataError(f"{where}: files.{branch} needs 'path' and 'sha256'")
-        path = Path(given["path"])
-        if path.is_absolute() or ".." in path.parts:
-            raise BadDataError(f"{where}: files.{branch} lies outside the folder of the release")
+        if not _is_inside(given["path"]):
+            raise BadDataError(
+                f"{where}: files.{branch} lies outside the folder of the release, or has no name "
+                "that files of releases have"
+            )
         for kind, length in _HASHES.items():
             if kind in given and not _is_hash(given[kind], length):
                 raise BadDataError(
@@ -305,15 +337,17 @@ def _check_files(files: Any, where: str) -> None:
                 )
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
-    import yaml
-
+def _read(path: Path) -> dict[str, Any]:
     try:
-        card = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise BadDataError(f"{where}: cannot be read as YAML: {error}") from error
+        card = read_yaml(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError) as error:
+        raise BadDataError(
+            f"{path}: cannot be read as YAML: {error}", "docs/models.md shows what a card has"
+        ) from error
     if not isinstance(card, dict):
-        raise BadDataError(f"{where}: not a release card")
+        raise BadDataError(f"{path}: not a release card")
     return card
 
 

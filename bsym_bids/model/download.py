@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TextIO
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
+from urllib.parse import urljoin, urlsplit
 from urllib.request import url2pathname
 
 from bsym_bids.errors import (
@@ -26,11 +26,14 @@ from bsym_bids.errors import (
     OutputIOError,
     UsageError,
 )
+from bsym_bids.model.turns import without_following
+from bsym_bids.model.weights import LARGEST_FILE
 
 if TYPE_CHECKING:
     import requests
 
 _CHUNK = 1 << 16
+_MOST_DIGITS = 19  # of a number of bytes
 _SLOWEST = 1000  # bytes/s: a server that trickles is as good as silent
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 _ABSENT = {404, 410}
@@ -173,7 +176,10 @@ def local_folder(source: str) -> Path | None:
 
 def without_credentials(url: str) -> str:
     """Return an address as it may be shown."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # it is none: nothing of it is shown, as it may hold a password
+        return "an address that is none"
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
@@ -210,7 +216,7 @@ def copy_file(places: Sequence[Path], part: Path, progress: Progress) -> None:
             continue
         except OSError as error:
             raise InputMissingError(f"{place}: cannot be read: {error.strerror}") from error
-        with source, writing(part), part.open("wb") as target:
+        with source, writing(part), _opened(part, "wb") as target:
             total = os.fstat(source.fileno()).st_size
             while chunk := source.read(_CHUNK):
                 target.write(chunk)
@@ -220,8 +226,18 @@ def copy_file(places: Sequence[Path], part: Path, progress: Progress) -> None:
     raise InputMissingError(f"{places[0]}: no such file")
 
 
-def download_file(urls: Sequence[str], part: Path, patience: Patience, progress: Progress) -> None:
+def download_file(
+    urls: Sequence[str],
+    part: Path,
+    patience: Patience,
+    progress: Progress,
+    *,
+    may_leave: bool = False,
+) -> None:
     """Download the first file that the server has, going on from what is in the part.
+
+    Where the server says that the file is elsewhere, that is followed on the same host only, and
+    never from ``https`` to anything else.
 
     Parameters
     ----------
@@ -233,17 +249,19 @@ def download_file(urls: Sequence[str], part: Path, patience: Patience, progress:
         How long to wait.
     progress : Progress
         Who is told.
+    may_leave : bool
+        Follow the server to other hosts, too, over TLS: for addresses that the user names, as
+        some keep their files with others.
 
     Raises
     ------
     InputMissingError
-        The server does not have it, refuses it, cannot be reached or stops answering.
+        The server does not have it, refuses it, sends elsewhere or too much, cannot be reached or
+        stops answering.
     UsageError
         The address, or that of a proxy, is none.
     """
-    import requests
-
-    with requests.Session() as session:
+    with _session(may_leave) as session:
         for url in urls:
             try:
                 _download(session, url, part, patience, progress)
@@ -252,6 +270,42 @@ def download_file(urls: Sequence[str], part: Path, patience: Patience, progress:
             else:
                 return
     raise InputMissingError(f"{without_credentials(urls[0])}: {reason}")
+
+
+def _session(may_leave: bool) -> requests.Session:
+    """Return a session that follows a server to where it may, and raises where it may not."""
+    import requests
+
+    class Session(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> str | None:
+            target = super().get_redirect_target(resp)
+            if target is not None:
+                _check_redirect(resp.url, urljoin(resp.url, target), may_leave)
+            return target
+
+    return Session()
+
+
+def _check_redirect(url: str, target: str, may_leave: bool) -> None:
+    """Refuse to be sent out of TLS, or to another host than the one that was asked for."""
+    try:
+        asked, sent = (_place(one) for one in (url, target))
+    except ValueError:  # of a port that is none
+        asked, sent = None, ("", "", None)
+    scheme, host, _ = sent
+    same_host = asked is not None and host == asked[1]
+    if sent == asked or (scheme == "https" and (same_host or may_leave)):
+        return
+    raise InputMissingError(
+        f"{without_credentials(url)}: sends elsewhere, to {without_credentials(target)}, which is "
+        "not followed",
+        hint="if that place is to be trusted, name it with --from; what comes is verified as well",
+    )
+
+
+def _place(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
 
 
 def _download(
@@ -291,13 +345,17 @@ def _attempt(
         if start is None and total == have:
             return  # complete before it was asked for
         if start is not None:
-            with writing(part), part.open("ab" if start else "wb") as target:
+            with writing(part), _opened(part, "ab" if start else "wb") as target:
                 _take_in(answer, target, total, timeout, progress)
             return
     # More is here than the file has, or the server sends another piece than it was asked for.
-    with writing(part):
-        os.truncate(part, 0)
+    with writing(part), _opened(part, "wb"):
+        pass  # empty
     _attempt(session, url, part, timeout, progress)
+
+
+def _opened(part: Path, mode: str) -> BinaryIO:
+    return cast(BinaryIO, open(part, mode, opener=without_following))
 
 
 def _size(part: Path) -> int:
@@ -336,7 +394,7 @@ def _what_comes(answer: requests.Response, have: int) -> tuple[int | None, int |
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() and len(text) < _MOST_DIGITS else None
 
 
 def _take_in(
@@ -357,11 +415,13 @@ def _take_in(
 
     heard: float | None = None
     since, before = time.monotonic(), target.tell()
+    _check_amount(answer, total or 0)
     try:
         # One read of the socket at a time: whatever has come is written.
         while chunk := answer.raw.read1(_CHUNK, decode_content=False):
             target.write(chunk)
             heard = time.monotonic()
+            _check_amount(answer, target.tell())
             progress.count(target.tell(), total)
             if heard - since > timeout:
                 if target.tell() - before < _SLOWEST * timeout:
@@ -374,6 +434,14 @@ def _take_in(
     if total is not None and target.tell() < total:
         raise _BrokenOff(f"broke off after {target.tell()} of {total} bytes", heard)
     _settle(target)
+
+
+def _check_amount(answer: requests.Response, size: int) -> None:
+    """Refuse what would fill the disk: no file of weights is as large."""
+    if size > LARGEST_FILE:
+        raise InputMissingError(
+            f"{without_credentials(answer.url)}: sends more than {LARGEST_FILE} bytes"
+        )
 
 
 def _settle(file: BinaryIO) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote
@@ -38,6 +39,7 @@ from bsym_bids.model.weights import (
     resolve_release,
     ways_out,
 )
+from bsym_bids.untrusted import parse_json
 
 _LOCK = ".fetch.lock"
 _DEAD = 180.0  # s, at least, that a process is waited for which shows no sign of life
@@ -151,7 +153,8 @@ def first_use_source(
     source = source_of(card, env=env)
     if model_dir is not None or source is None or card.get("packaged") or "files" not in card:
         return None
-    if is_offline(env) and local_folder(source) is None:
+    is_remote = local_folder(source) is None
+    if is_remote and is_offline(env):
         return None
     return without_credentials(source)
 
@@ -168,6 +171,7 @@ def _fetch(
     if not _wanted(card, home):
         return
     origin = source_of(card, source, env)
+    may_leave = origin != card.get("url")  # the user's word for it, not that of a card
     if origin is None:
         raise UsageError(
             f"the card of {name} has no address to fetch it from", hint="name one with --from"
@@ -194,7 +198,10 @@ def _fetch(
         stack.callback(progress.close)
         try:
             for entry in wanted.values():
-                _fetch_file(card, entry, home, origin, patience, progress, mine.alone)
+                bring = partial(
+                    _bring, origin=origin, patience=patience, progress=progress, may_leave=may_leave
+                )
+                _fetch_file(card, entry, home, shown, bring, progress, mine.alone)
         except BsymError as error:
             _leave_failure(mine, shown, error)
             raise
@@ -217,7 +224,7 @@ def _fetch_file(
     entry: Mapping[str, str],
     home: Path,
     origin: str,
-    patience: Patience,
+    bring: Callable[[str, Path], None],
     progress: Progress,
     alone: bool,
 ) -> None:
@@ -232,21 +239,39 @@ def _fetch_file(
     part = target.with_name(f".{target.name}{own}.part")
     try:
         with writing(part):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent, home)
             began = part.exists()
-        _bring(entry["path"], part, origin, patience, progress)
+        bring(entry["path"], part)
         if began and not _is_right(part, entry):
             progress.say(f"{label}: what was here of it is of no use")
             _remove(part)
-            _bring(entry["path"], part, origin, patience, progress)
-        _publish(part, target, entry, card["name"], without_credentials(origin))
+            bring(entry["path"], part)
+        _publish(part, target, entry, card["name"], origin)
     finally:
         if not alone:
             _remove(part)
     progress.say(f"{label}: verified")
 
 
-def _bring(path: str, part: Path, origin: str, patience: Patience, progress: Progress) -> None:
+def _make_folder(folder: Path, home: Path) -> None:
+    """Make the folder of a file, unless a link in the home of the release leads out of it."""
+    if not folder.resolve().is_relative_to(home.resolve()):
+        raise CannotCreateOutputError(
+            f"{folder}: leads out of {home} by a link, and nothing is written through it",
+            hint="put a folder in its place",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _bring(
+    path: str,
+    part: Path,
+    *,
+    origin: str,
+    patience: Patience,
+    progress: Progress,
+    may_leave: bool,
+) -> None:
     """Complete a part from a folder or a server, laid out as in the release or flat."""
     flat = Path(path).name
     folder = local_folder(origin)
@@ -254,7 +279,7 @@ def _bring(path: str, part: Path, origin: str, patience: Patience, progress: Pro
         copy_file([folder / path, folder / flat], part, progress)
     else:
         urls = [f"{origin.rstrip('/')}/{quote(place)}" for place in dict.fromkeys([path, flat])]
-        download_file(urls, part, patience, progress)
+        download_file(urls, part, patience, progress, may_leave=may_leave)
 
 
 def _is_right(part: Path, entry: Mapping[str, str]) -> bool:
@@ -318,7 +343,7 @@ def _leave_failure(mine: Turn, origin: str, error: BsymError) -> None:
 def _repeat_failure(mine: Turn, origin: str) -> None:
     """Fail as the process did that was waited for, if it asked the same source."""
     try:
-        news = json.loads(mine.news)
+        news = parse_json(mine.news)
         asked = news["origin"]
         error = _SHARED[news["code"]](str(news["message"]), str(news["hint"]))
     except (ValueError, LookupError, TypeError):

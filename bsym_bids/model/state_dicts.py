@@ -107,10 +107,20 @@ def _as_weight(branch: str, key: str, value: Any) -> Tensor:
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         # A copy: the network must not change when the caller's array does.
         tensor = torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
-    elif isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta:
+    elif isinstance(value, Tensor) and _is_plain(value):
         tensor = value.detach().to("cpu", torch.float32, copy=True).contiguous()
     else:
         raise BadDataError(f"{branch}: {key} is not an array of floating-point numbers", _HINT)
     if not torch.isfinite(tensor).all():
         raise BadDataError(f"{branch}: {key} holds values that are not finite", _HINT)
     return tensor
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Tell whether a tensor has a number in memory for each of its entries.
+
+    One number can stand for any number of them, and would take all memory when it is copied.
+    """
+    if not value.is_floating_point() or value.is_meta or value.layout != torch.strided:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,11 @@ class Turn:
         self._file.flush()
 
 
+def without_following(path: str, flags: int) -> int:
+    """Open a file, but none elsewhere that a link leads to: a folder may be from someone else."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
 @contextmanager
 def turn(
     path: Path,
@@ -66,7 +72,7 @@ def turn(
     dead_after : float
         Seconds without such a change after which it is waited for no longer.
     """
-    with path.open("a+b") as file:
+    with open(path, "a+b", opener=without_following) as file:
         before: str | None = None
         life, since = None, time.monotonic()
         while (alone := _lock(file)) is False:

@@ -7,9 +7,11 @@ files, and imports nothing heavy, so that a run can stop before any processing; 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
+import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from bsym_bids.model.cards import (
     packaged_folder,
     read_card,
 )
+from bsym_bids.untrusted import read_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from bsym_bids.model.brainsymphony import BrainSymphony
 
 _CHUNK = 1 << 20
+#: Bytes of the largest file of weights; those of the official release have 40 MB.
+LARGEST_FILE = 1 << 32
+_MOST_INFLATED = 8
 _OFF = ("", "0", "false", "no", "off")
 
 
@@ -432,21 +438,22 @@ def _find_files(
 
 def _load_file(release: Release, branch: str) -> Mapping[str, Any]:
     """Load one verified file; nothing but tensors is unpickled."""
-    import io
-
     import torch
 
     path = release.files[branch]
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, LARGEST_FILE)
     except OSError as error:
         raise BadDataError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise BadDataError(f"{path}: cannot be read: {error}") from error
     # It may be long since it was verified, in another process.
     if hashlib.sha256(content).hexdigest() != release.sha256[branch]:
         raise BadDataError(
             f"{path}: changed since it was verified", hint="start the run again, or get it again"
         )
     try:
+        _check_inflated(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the bytes lead it to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -454,3 +461,13 @@ def _load_file(release: Release, branch: str) -> Mapping[str, Any]:
     if not isinstance(state, Mapping) or not state:
         raise BadDataError(f"{path}: holds {type(state).__name__} instead of a state dict")
     return state
+
+
+def _check_inflated(content: bytes) -> None:
+    """Refuse an archive that inflates to much more than it is: weights don't compress so well."""
+    file = io.BytesIO(content)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _MOST_INFLATED * len(content) + _CHUNK:
+            raise ValueError(f"its {len(content)} bytes inflate to {size}")

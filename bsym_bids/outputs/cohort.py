@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ _RULE = (
     "runs together; definition 2 of Hyndman & Fan 1996. A run that was processed in several spaces "
     "counts once"
 )
+_AGAIN = "take the file away, then run the same command again"
 
 
 def write_cohort_scaling(scaling: CohortScaling, output_dir: Path, expected: str) -> Path:
@@ -81,17 +83,32 @@ def read_cohort_scaling(output_dir: Path) -> CohortScaling:
     median, iqr, count = (
         read_roi_column(path, name) for name in ("median", "iqr", "n_participants")
     )
+    if not np.isfinite(count).all():
+        raise BadDataError(f"{path}: n_participants are no numbers", hint=_AGAIN)
+    settings = document.get("TimeSeriesSettings")
     found = CohortScaling(
         RoiStatistics(median, iqr),
         count.astype(np.int64),
-        tuple(document.get("Participants", ())),
-        tuple(output_dir / uri.removeprefix("bids::") for uri in document.get("Sources", ())),
-        tuple(document.get("LeftOut", ())),
-        document.get("TimeSeriesSettings", {}),
+        _texts(document, "Participants"),
+        tuple(_source(output_dir, path, uri) for uri in _texts(document, "Sources")),
+        _texts(document, "LeftOut"),
+        settings if isinstance(settings, dict) else {},
     )
     if found.fingerprint != document.get("ScalingStatistics"):
         raise BadDataError(
-            f"{path}: the statistics are not those that the sidecar is of",
-            hint="take the file away, then run the same command again",
+            f"{path}: the statistics are not those that the sidecar is of", hint=_AGAIN
         )
     return found
+
+
+def _texts(document: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = document.get(key)
+    return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
+def _source(output_dir: Path, table: Path, uri: str) -> Path:
+    """Return the file of the dataset that a BIDS URI names, and of no other place."""
+    place = PurePosixPath(uri.removeprefix("bids::"))
+    if not uri.startswith("bids::") or place.is_absolute() or ".." in place.parts:
+        raise BadDataError(f"{table}: its Sources name {uri}, outside of the dataset", hint=_AGAIN)
+    return output_dir / place

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -14,8 +14,10 @@ from urllib.parse import unquote, urlparse
 
 from bsym_bids import __version__, atlas
 from bsym_bids.errors import CannotCreateOutputError, OutputIOError
+from bsym_bids.outputs.images import FileCopy
 from bsym_bids.outputs.publish import explained, write_whole
-from bsym_bids.outputs.tables import Json
+from bsym_bids.outputs.tables import Json, Text
+from bsym_bids.untrusted import read_json, read_text
 
 LOGGER = logging.getLogger("bsym_bids")
 NAME = "bsym-bids"
@@ -50,6 +52,8 @@ _BIDSIGNORE = (
     "sub-*.html",
     "group_participants.*",
 )
+#: Names of datasets as BIDS URIs have them.
+_LINK_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _README = """\
 # bsym-bids outputs
 
@@ -68,7 +72,7 @@ def check_location(bids_dir: Path, output_dir: Path, work_dir: Path) -> None:
     CannotCreateOutputError
         A folder is the input dataset, lies in its raw data, or is no folder; the output folder is
         the work folder, or holds a dataset of another program; or intermediate results would go
-        where the input or the output is.
+        where the input or the output is, or are another user's.
     """
     example = bids_dir / "derivatives" / "bsym"
     _check_outside(bids_dir, output_dir, "output", f"choose another, for example {example}")
@@ -79,6 +83,7 @@ def check_location(bids_dir: Path, output_dir: Path, work_dir: Path) -> None:
             hint="choose a folder of its own with --work-dir",
         )
     steps = work_dir.resolve() / WORK_ROOT
+    _check_owner(steps)
     for folder in (bids_dir, output_dir):
         if folder.resolve().is_relative_to(steps):
             raise CannotCreateOutputError(
@@ -90,6 +95,19 @@ def check_location(bids_dir: Path, output_dir: Path, work_dir: Path) -> None:
         raise CannotCreateOutputError(
             f"{output_dir}: already holds a dataset made by {owner}",
             hint=f"choose a folder of its own, for example {example}",
+        )
+
+
+def _check_owner(steps: Path) -> None:
+    """Refuse intermediate results of another user: Nipype reads them in a way that runs code."""
+    try:
+        owner = os.stat(steps).st_uid
+    except OSError:  # there are none yet, or they may not be looked at
+        return
+    if os.geteuid() not in (0, owner):
+        raise CannotCreateOutputError(
+            f"{steps}: belongs to another user, and intermediate results are for their user alone",
+            hint="choose a folder of your own with --work-dir",
         )
 
 
@@ -129,7 +147,7 @@ def _generator(description: Path) -> str | None:
     if not os.path.isfile(description):
         return None
     try:
-        document = json.loads(description.read_text("utf-8"))
+        document = read_json(description)
         return str(document["GeneratedBy"][0]["Name"])
     except (OSError, ValueError, LookupError, TypeError):
         return "an unknown program"
@@ -223,22 +241,37 @@ def describe_rois() -> dict[str, dict[str, str]]:
 def linked_folders(output_dir: Path) -> dict[str, str]:
     """Return the folders of the datasets that an output dataset was made from, by their names."""
     links = _read_links(output_dir / "dataset_description.json")
-    return {name: unquote(urlparse(str(uri)).path) for name, uri in links.items()}
+    folders = {name: path_of(uri) for name, uri in links.items()}
+    # They are put into pages; other names, and other places, are not ours.
+    return {
+        name: folder
+        for name, folder in folders.items()
+        if _LINK_NAME.fullmatch(name) and folder.startswith("/")
+    }
+
+
+def path_of(uri: str) -> str:
+    """Return the path that an address has; empty where it is none."""
+    try:
+        return unquote(urlparse(uri).path)
+    except ValueError:  # of brackets without an end
+        return ""
 
 
 def _read_json(path: Path) -> Any:
     """Return what a file holds; None where it cannot be read."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return None
 
 
 def _read_links(path: Path) -> dict[str, str]:
     try:
-        return dict(_read_json(path).get("DatasetLinks", {}))
+        links = dict(_read_json(path).get("DatasetLinks", {}))
     except (ValueError, AttributeError, TypeError):
         return {}
+    return {name: uri for name, uri in links.items() if isinstance(uri, str)}
 
 
 def _warn_of_moves(path: Path, known: Mapping[str, str], links: Mapping[str, Path]) -> None:
@@ -272,23 +305,28 @@ def _description(known: Mapping[str, str], links: Mapping[str, Path]) -> dict[st
 
 
 def _write_text(path: Path, text: str) -> None:
-    if not path.exists():
-        with explained(path):
-            path.write_text(text, "utf-8")
+    if not os.path.lexists(path):
+        write_whole(path, Text(text))
 
 
 def _ignore(path: Path) -> None:
     """Name what BIDS does not know, beside what users or earlier versions have named."""
     with explained(path):
-        known = path.read_text("utf-8").splitlines() if path.is_file() else []
+        # What a link leads to elsewhere is not for a dataset that others may get.
+        is_own = path.is_file() and path.resolve().parent == path.parent.resolve()
+        known = _lines(path) if is_own else []
         missing = [line for line in _BIDSIGNORE if line not in known]
         if missing:
-            path.write_text("\n".join([*known, *missing]) + "\n", "utf-8")
+            write_whole(path, Text("\n".join([*known, *missing]) + "\n"))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return read_text(path).splitlines()
+    except ValueError:  # it is not text: it is kept no longer
+        return []
 
 
 def _copy(source: Path, target: Path) -> None:
-    if source.is_file() and not target.exists():
-        with explained(target):
-            part = target.with_name(f".{target.name}.part")
-            shutil.copyfile(source, part)
-            os.replace(part, target)
+    if source.is_file() and not os.path.lexists(target):
+        write_whole(target, FileCopy(source))

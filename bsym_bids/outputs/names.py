@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ COHORT_SCALING = "cohort_scaling"
 #: Key of the streamlines, and the formats they may be kept in.
 TRACTOGRAM = "tractogram"
 TRACTOGRAM_FORMATS = ("tck", "trx")
+_LONGEST_LABEL = 80
 _COHORT_DESCRIPTION = (
     "ROIs are scaled by the cohort's median and interquartile range, not by the run's own."
 )
@@ -178,6 +180,7 @@ def product_of(key: str) -> Product:
     return _all_products()[key]
 
 
+@cache
 def products_of(group: str) -> tuple[Product, ...]:
     """Return the products of one group."""
     return tuple(product for product in _all_products().values() if product.group == group)
@@ -201,7 +204,7 @@ class Names(ABC):
     entities: Mapping[str, str]
     datatype = ""
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """The folder of the outputs."""
         parts = [f"sub-{self.entities['sub']}"]
@@ -265,7 +268,7 @@ class RunNames(Names):
     cohort_scaled: bool = False
     datatype = "func"
 
-    @property
+    @cached_property
     def stem(self) -> str:
         """The part of the name that all outputs of the run share."""
         parts = [f"{key}-{value}" for key, value in self.entities.items()]
@@ -324,7 +327,7 @@ class ScanNames(Names):
     fibre_capacity: bool = True
     datatype = "dwi"
 
-    @property
+    @cached_property
     def stem(self) -> str:
         """The part of the name that all outputs of the scan share."""
         parts = [f"{key}-{value}" for key, value in self.entities.items()]
@@ -373,8 +376,20 @@ def dataset_path(output_dir: Path, key: str, label: str = "") -> Path:
         Without effect on products that there is one of.
     """
     product = dataset_products()[key]
-    desc = product.desc.format(label="".join(c for c in label if c.isascii() and c.isalnum()))
+    desc = product.desc.format(label=file_label(label))
     return output_dir / f"desc-{desc}_{product.suffix}{product.extension}"
+
+
+def file_label(label: str) -> str:
+    """Return what stands for a label in names of files: its letters and digits, and not too many.
+
+    A label of other scripts, or one that is longer than names of files can be, has a hash in place
+    of what is lost: another one must not get its files.
+    """
+    plain = "".join(c for c in label if c.isascii() and c.isalnum())
+    if (plain or not label) and len(plain) <= _LONGEST_LABEL:
+        return plain
+    return plain[:_LONGEST_LABEL] + hashlib.sha256(label.encode("utf-8", "replace")).hexdigest()[:8]
 
 
 def participant_page(output_dir: Path, label: str) -> Path:

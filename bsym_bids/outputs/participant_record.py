@@ -6,7 +6,6 @@ later and elsewhere. A call that selects a part of the data leaves the others on
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ from filelock import FileLock
 from bsym_bids import __version__
 from bsym_bids.outputs.publish import explained, write_whole
 from bsym_bids.outputs.tables import NOT_AVAILABLE, Json
+from bsym_bids.untrusted import read_json
 
 if TYPE_CHECKING:
     from bsym_bids.inputs import Participant, Plan
@@ -95,19 +95,24 @@ def read_record(output_dir: Path, label: str) -> ParticipantRecord:
     """Read the record of a participant; an empty one where there is none that can be read."""
     path = record_path(output_dir, label)
     try:
-        document = json.loads(path.read_text("utf-8"))
-        series = tuple(
-            Series(**{**one, "route": tuple(one["route"])}) for one in document["series"]
-        )
+        document = read_json(path)
+        series = tuple(map(_read_series, document["series"]))
         skipped = tuple((str(path), str(reason)) for path, reason in document["skipped"])
         return ParticipantRecord(
             label, str(document["version"]), str(document["call"]), series, skipped
         )
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         LOGGER.warning("%s: cannot be read: %s", path, error)
     return ParticipantRecord(label, version="")
+
+
+def _read_series(one: Mapping[str, Any]) -> Series:
+    """Return a series that is on record, whatever is there as text."""
+    said = {key: str(one[key]) for key in ("label", "kind", "status", "reason", "hint")}
+    files = {str(role): str(path) for role, path in one["files"].items()}
+    return Series(**said, files=files, route=tuple(map(str, one["route"])))
 
 
 def write_record(output_dir: Path, record: ParticipantRecord, is_whole: bool = False) -> Path:
@@ -194,11 +199,9 @@ def record_of(
                 tuple(route),
             )
         )
-    name = f"sub-{participant.label}"
     skipped = [
         (_without_roots(str(one.path), roots), one.reason)
-        for one in plan.skipped
-        if name in one.path.parts or one.path.name.startswith(f"{name}_")
+        for one in plan.skipped_of(participant.label)
     ]
     return ParticipantRecord(
         participant.label, call=call, series=tuple(series), skipped=tuple(skipped)

@@ -13,6 +13,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,9 +25,12 @@ from typing import Any
 from bsym_bids.errors import DEVICE_ERRORS, CannotCreateOutputError, OutputIOError
 from bsym_bids.outputs.names import sidecar_of
 from bsym_bids.outputs.tables import Content, Json
+from bsym_bids.untrusted import read_json
 
 _OLD = 3600.0  # seconds after which nobody writes a part any more
 FINGERPRINT_KEY = "Fingerprint"
+#: Folders of an output dataset that are made here.
+_OWN_FOLDERS = re.compile("(sub|ses)-.*|func|dwi|logs|methods")
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def is_complete(paths: Iterable[Path], expected: str) -> bool:
 def read_fingerprint(path: Path) -> str | None:
     """Return the fingerprint in a data file's sidecar; None when there is none to read."""
     try:
-        return json.loads(sidecar_of(path).read_text("utf-8")).get(FINGERPRINT_KEY)
+        return read_json(sidecar_of(path)).get(FINGERPRINT_KEY)
     except (OSError, ValueError, AttributeError):
         return None
 
@@ -104,7 +108,7 @@ def publish(outputs: Sequence[OutputFile], expected: str, stale: Iterable[Path] 
     try:
         for output in outputs:
             with explained(output.path):
-                output.path.parent.mkdir(parents=True, exist_ok=True)
+                _make_folder(output.path.parent)
                 pending.append(_write_aside(output.path, output.content))
         for output in outputs:
             document = {**output.sidecar, FINGERPRINT_KEY: expected}
@@ -139,7 +143,7 @@ def _remove_parts(data_files: Iterable[Path]) -> None:
 def write_whole(path: Path, content: Content) -> None:
     """Write one file aside and rename it into place; several processes may write the same."""
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         _remove_old_parts(path)
         part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
         try:
@@ -147,6 +151,22 @@ def write_whole(path: Path, content: Content) -> None:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder for outputs, unless a folder on the way leads out of the dataset.
+
+    An output dataset may be from someone else; what is written to it must not end up elsewhere.
+    """
+    for one in (folder, *folder.parents):
+        if not _OWN_FOLDERS.fullmatch(one.name):
+            break
+        if one.is_symlink():
+            raise CannotCreateOutputError(
+                f"{one}: is a link, and outputs are not written through links",
+                hint="put a folder in its place, or choose another output folder",
+            )
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _remove_old_parts(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,16 @@ from bsym_bids.bold.censoring import fill_censored
 from bsym_bids.errors import BadDataError, InputMissingError
 from bsym_bids.outputs.names import STATISTICS, RunNames, ScanNames, products, sidecar_of
 from bsym_bids.outputs.tables import NOT_AVAILABLE
+from bsym_bids.untrusted import open_regular, read_arrays, read_bytes, read_json
 
 LOGGER = logging.getLogger("bsym_bids")
 _ATLAS = {"atlas": atlas.LABEL, "scale": atlas.SCALE}
 #: Entities that say how an output was made, not which scan it is from.
 _MADE = ("space", "atlas", "scale", "res", "den", "stat", "desc")
+#: Columns of the widest table, and bytes of its header and of all of it: more is not ours.
+_MOST_COLUMNS, _LONGEST_HEADER, _LARGEST_TABLE = 5000, 1 << 20, 1 << 30
+#: What pandas raises of a table that is not what is read here.
+_READING_ERRORS = (OSError, ValueError, LookupError, TypeError, OverflowError)
 _HINT = "make the file again with bsym-bids, or take it away"
 
 
@@ -318,10 +322,7 @@ def read_numbers(path: Path, column: str) -> NDArray[np.float64]:
     BadDataError
         The table cannot be read, or has no such column of numbers.
     """
-    try:
-        return _read_table(path)[column].to_numpy(dtype=np.float64)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadDataError(f"{path}: {column} cannot be read of it: {error}", _HINT) from error
+    return _numbers_of(path, column)[1]
 
 
 def read_series(run: WrittenRun) -> WrittenSeries:
@@ -393,14 +394,23 @@ def read_roi_column(path: Path, column: str) -> NDArray[np.float64]:
     BadDataError
         The table cannot be read, has no such column, or is not one of the atlas.
     """
-    try:
-        table = _read_table(path)
-        names, values = list(table["name"]), table[column].to_numpy(dtype=np.float64)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadDataError(f"{path}: {column} cannot be read of it: {error}", _HINT) from error
+    names, values = _numbers_of(path, column)
     if names != list(atlas.roi_names()):
         raise BadDataError(f"{path}: rows are not the ROIs of the atlas, in its order", _HINT)
     return values
+
+
+def _numbers_of(path: Path, column: str) -> tuple[list[Any], NDArray[np.float64]]:
+    """Return the names of the rows of a table, if they have some, and a column of numbers."""
+    try:
+        table = _read_table(path)
+        names = list(table["name"]) if "name" in table else []
+        values = table[column].to_numpy(dtype=np.float64)
+    except _READING_ERRORS as error:
+        raise BadDataError(f"{path}: {column} cannot be read of it: {error}", _HINT) from error
+    if np.isinf(values).any():
+        raise BadDataError(f"{path}: {column} holds values that are not finite", _HINT)
+    return names, values
 
 
 def read_embedding(path: Path) -> NDArray[np.float64]:
@@ -419,7 +429,7 @@ def read_embedding(path: Path) -> NDArray[np.float64]:
     try:
         table = _read_table(path).set_index("name").drop(columns="network")
         values = table.to_numpy(dtype=np.float64)
-    except (OSError, ValueError, KeyError) as error:
+    except _READING_ERRORS as error:
         raise BadDataError(f"{path}: cannot be read as an embedding: {error}", _HINT) from error
     expected = [f"dim{index:03d}" for index in range(values.shape[1])]
     if list(table.index) != list(atlas.roi_names()) or list(table.columns) != expected:
@@ -445,15 +455,24 @@ def read_windows(path: Path) -> dict[str, NDArray[np.floating]]:
     BadDataError
         The archive cannot be read, or lacks one of them.
     """
-    import zipfile
-
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {
-                name: arrays[name] for name in ("embedding", "masked", "onset", "censored_share")
-            }
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path)
+        found = {name: arrays[name] for name in ("embedding", "masked", "onset", "censored_share")}
+    except (OSError, ValueError, KeyError) as error:
         raise BadDataError(f"{path}: cannot be read: {error}", _HINT) from error
+    windows = found["embedding"]
+    fits = (
+        windows.ndim == 3
+        and windows.shape[1] == atlas.N_ROIS
+        and found["masked"].shape == windows.shape[1:]
+        and found["onset"].shape == found["censored_share"].shape == windows.shape[:1]
+        and all(array.dtype.kind == "f" for array in found.values())
+    )
+    if not fits:
+        raise BadDataError(
+            f"{path}: its arrays are not those of windows of {atlas.N_ROIS} ROIs", _HINT
+        )
+    return found
 
 
 def read_quality(path: Path, column: str) -> float:
@@ -485,7 +504,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     """
     sidecar = sidecar_of(path)
     try:
-        document = json.loads(sidecar.read_text("utf-8"))
+        document = read_json(sidecar)
     except FileNotFoundError as error:
         raise BadDataError(f"{path}: has no sidecar: not complete", _HINT) from error
     except (OSError, ValueError) as error:
@@ -525,10 +544,15 @@ def _sources(path: Path) -> dict[str, str]:
 
 
 def _repetition_time(path: Path, sidecar: Mapping[str, Any]) -> float:
+    from bsym_bids.bold.volumes import LONGEST_TR, SHORTEST_TR
+
     seconds = sidecar.get("RepetitionTime")
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not is_number or not SHORTEST_TR <= seconds <= LONGEST_TR:
         raise BadDataError(
-            f"{sidecar_of(path)}: RepetitionTime is {seconds!r} instead of seconds above 0", _HINT
+            f"{sidecar_of(path)}: RepetitionTime is {seconds!r} instead of seconds from "
+            f"{SHORTEST_TR:g} to {LONGEST_TR:g}",
+            _HINT,
         )
     return float(seconds)
 
@@ -537,6 +561,10 @@ def _read_table(path: Path) -> Any:
     """Read a table with pandas, whole: in parts (``low_memory``) it takes a third longer."""
     import pandas as pd
 
+    with open_regular(path) as file:
+        n_columns = file.readline(_LONGEST_HEADER).count(b"\t") + 1
+    if n_columns > _MOST_COLUMNS:
+        raise ValueError(f"it has {n_columns} columns or more")
     return pd.read_csv(
         path, sep="\t", na_values=NOT_AVAILABLE, keep_default_na=False, low_memory=False
     )
@@ -550,10 +578,12 @@ def _read_numbers(path: Path, rows_named: bool) -> NDArray[np.float64]:
     names = list(atlas.roi_names())
     first = int(rows_named)
     try:
-        header, _, body = path.read_bytes().partition(b"\n")
+        header, _, body = read_bytes(path, _LARGEST_TABLE).partition(b"\n")
         if not header.strip():
             raise ValueError("it is empty")
         labels = header.decode().rstrip("\r").split("\t")[first:]
+        if len(labels) > _MOST_COLUMNS:
+            raise ValueError(f"it has {len(labels)} columns")
         lines = [line for line in body.splitlines() if line]
         rows = [line.partition(b"\t")[0].decode() for line in lines] if rows_named else names
         values = np.empty((0, len(labels)))
@@ -588,7 +618,7 @@ def _uneven(path: Path) -> str:
 
     NumPy says it, too, with advice that is for programmers.
     """
-    header, *lines = path.read_bytes().split(b"\n")
+    header, *lines = read_bytes(path, _LARGEST_TABLE).split(b"\n")
     expected = header.count(b"\t")
     for number, line in enumerate(lines, start=2):
         found = line.count(b"\t")

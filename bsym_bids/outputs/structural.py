@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from bsym_bids.outputs.embedding import dimension_columns, embedding_table
 from bsym_bids.outputs.publish import OutputFile, publish
 from bsym_bids.outputs.sidecars import about_model, fusion_sidecar, scan_sidecar
 from bsym_bids.outputs.tables import Arrays, Content, Matrix, Table
+from bsym_bids.untrusted import read_arrays
 
 _DEPTH_RULE = (
     "streamline counts are multiplied by DepthFactor, so that their sum lies in the range that the "
@@ -158,13 +158,12 @@ def read_embeddings(job: FusionJob) -> tuple[NDArray[np.float32], NDArray[np.flo
     functional = job.run.names.path("window_embeddings")
     structural = job.scan.names.path("structural_embedding")
     try:
-        with np.load(functional) as arrays:
-            windows = arrays["embedding"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        windows = read_arrays(functional)["embedding"]
+    except (OSError, ValueError, KeyError) as error:
         raise BadDataError(f"{functional}: cannot be read: {error}", "remove it") from error
     try:
         table = pd.read_csv(structural, sep="\t", na_values="n/a", keep_default_na=False)
         values = table[[name for name in table if name.startswith("dim")]].to_numpy(np.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         raise BadDataError(f"{structural}: cannot be read: {error}", "remove it") from error
     return windows, values

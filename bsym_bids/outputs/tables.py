@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOT_AVAILABLE = "n/a"
+_SEPARATORS = str.maketrans("\t\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029", " " * 11)
 
 
 class Content(Protocol):
@@ -41,7 +42,7 @@ class Table:
     def write(self, path: Path) -> None:
         """Write a header line and one line per row."""
         rows = zip(*(map(_cell, _plain_list(c)) for c in self.columns.values()), strict=True)
-        _write_lines(path, ["\t".join(self.columns), *map("\t".join, rows)])
+        _write_lines(path, ["\t".join(map(_in_one_cell, self.columns)), *map("\t".join, rows)])
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Json:
     def write(self, path: Path) -> None:
         """Write indented UTF-8 JSON."""
         text = json.dumps(self.document, indent=2, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", "utf-8")
+        _write(path, text + "\n")
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,16 @@ class Text:
 
     def write(self, path: Path) -> None:
         """Write UTF-8."""
-        path.write_text(self.text, "utf-8")
+        _write(path, self.text)
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("\n".join(lines) + "\n", "utf-8")
+    _write(path, "\n".join(lines) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    # Names of files and texts of JSON may have halves of characters, which UTF-8 has not.
+    path.write_text(text, "utf-8", errors="backslashreplace")
 
 
 def _plain_list(column: Sequence[Any] | NDArray[Any]) -> list[Any]:
@@ -147,4 +153,9 @@ def _cell(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return _number(value)
-    return str(value)
+    return _in_one_cell(str(value))
+
+
+def _in_one_cell(text: str) -> str:
+    """Return a text without what would end its cell."""
+    return text.translate(_SEPARATORS)

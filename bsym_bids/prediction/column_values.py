@@ -22,6 +22,8 @@ LOGGER = logging.getLogger("bsym_bids")
 MOST_CODES = 5
 #: How BIDS let ages above 88 be written, and how they are read.
 CAPPED, CAPPED_AGE = "89+", 89.0
+#: Letters of what may be a number; expressions take a time that grows with the square of more.
+_LONGEST_NUMBER = 400
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 _INTEGER = re.compile(r"[-+]?\d+", re.ASCII)
 _INFINITE = re.compile(r"[-+]?inf(inity)?", re.IGNORECASE)
@@ -39,12 +41,14 @@ def number_of(text: str) -> float | None:
     """Return the number that a text is, infinite ones among them; None for other text."""
     if text == CAPPED:
         return CAPPED_AGE
+    if len(text) > _LONGEST_NUMBER:
+        return None
     return float(text) if _NUMBER.fullmatch(text) or _INFINITE.fullmatch(text) else None
 
 
 def identity(text: str) -> Hashable:
     """Return what is equal for values that are the same: 1, 01 and 1.0; M and m."""
-    if _INTEGER.fullmatch(text):
+    if len(text) <= _LONGEST_NUMBER and _INTEGER.fullmatch(text):
         return int(text)  # exact, however long, as identifiers are
     number = None if text == CAPPED else number_of(text)
     return text.lower() if number is None else number
@@ -58,11 +62,15 @@ def looks_numeric(column: Column) -> bool:
     """
     texts = list(column.known.values())
     numbers = sum(number_of(text) is not None for text in texts)
-    near = sum(number_of(text) is None and bool(_NEARLY.fullmatch(text)) for text in texts)
+    near = sum(number_of(text) is None and _is_nearly(text) for text in texts)
     many = len(set(texts)) > MOST_CODES
     if 2 * (numbers + (near if many else 0)) <= len(texts):
         return False
     return not {identity(text) for text in texts} <= {identity(level) for level in column.levels}
+
+
+def _is_nearly(text: str) -> bool:
+    return len(text) <= _LONGEST_NUMBER and _NEARLY.fullmatch(text) is not None
 
 
 def read_numbers(column: Column) -> dict[tuple[str, str], float]:

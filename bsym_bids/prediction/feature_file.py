@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsym_bids.errors import OutputIOError
+from bsym_bids.untrusted import parse_json
 
 if TYPE_CHECKING:
     import h5py
@@ -97,7 +98,11 @@ def open_file(path: Path) -> h5py.File | None:
         raise
     except OSError as error:
         raise DamagedError(path, error) from error
-    layout = file.attrs.get("layout")
+    try:
+        layout = file.attrs.get("layout")
+    except _READING_ERRORS as error:
+        file.close()
+        raise DamagedError(path, error) from error
     if layout != LAYOUT:
         file.close()
         raise DamagedError(path, f"its layout is {layout} instead of {LAYOUT}")
@@ -123,10 +128,12 @@ def read_index(file: h5py.File | None, kind: str, version: str) -> Index:
         group = file[kind]
         matrix = matrix_of(file, kind)
         n_rows = 0 if matrix is None else len(matrix)
-        document = json.loads(group["index"][()].tobytes())
-        index = {tuple(json.loads(key)): _entry(**found) for key, found in document.items()}
+        document = parse_json(group["index"][()].tobytes().decode())
+        index = {tuple(parse_json(key)): _entry(**found) for key, found in document.items()}
     except _READING_ERRORS as error:
         raise DamagedError(_name(file), error) from error
+    if not all(_is_entry(key, entry) for key, entry in index.items()):
+        raise DamagedError(_name(file), f"the index of {kind} is not what was written")
     if any(not (0 <= entry.row < n_rows or entry.problem) for entry in index.values()):
         raise DamagedError(_name(file), f"rows of {kind} are not there")
     return index
@@ -237,6 +244,13 @@ class Writer:
 
 def _name(file: h5py.File | None) -> str:
     return file.filename if file else "features"
+
+
+def _is_entry(key: Key, entry: Entry) -> bool:
+    """Tell whether an entry is of the types that entries have."""
+    numbers = (entry.seen, entry.row, *(number for state in entry.states for number in state))
+    texts = (*key, *entry.digests, entry.problem)
+    return all(type(n) is int for n in numbers) and all(isinstance(t, str) for t in texts)
 
 
 def _entry(states: Any, digests: Any, seen: int, row: int, problem: str) -> Entry:

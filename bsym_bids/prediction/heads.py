@@ -7,7 +7,7 @@ with, and what the confounds take away; no features of anyone.
 from __future__ import annotations
 
 import json
-import zipfile
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,9 @@ from bsym_bids.outputs.publish import explained
 from bsym_bids.prediction.evaluation import Cohort, Evaluation
 from bsym_bids.prediction.linear import Fit
 from bsym_bids.prediction.logistic import probabilities
-from bsym_bids.prediction.records import CLASSIFICATION
+from bsym_bids.prediction.records import CLASSIFICATION, TASK_TYPES
 from bsym_bids.prediction.scores import averaged_training_mean
+from bsym_bids.untrusted import parse_json, read_arrays
 
 FORMAT = "bsym-bids head, version 2"
 _HINT = "make it again with --save-head"
@@ -242,10 +243,10 @@ def write_heads(path: Path, heads: HeadFile) -> None:
             arrays[f"{key}/{kind}/means"] = part.means
         listed[key] = {"Features": list(head.parts), "Confounds": list(head.confounds)}
     document = json.dumps({"Format": FORMAT, "Heads": listed, **heads.about})
-    aside = path.with_name(f".{path.name}.part")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with explained(path):
         try:
-            with aside.open("wb") as file:
+            with aside.open("xb") as file:
                 np.savez_compressed(
                     file, about=np.frombuffer(document.encode(), np.uint8), **arrays
                 )
@@ -267,24 +268,60 @@ def read_heads(path: Path) -> HeadFile:
     if not path.is_file():
         raise InputMissingError(f"{path}: no such file of predictors", hint=_HINT)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            about = json.loads(bytes(arrays["about"]))
-            if about.pop("Format") != FORMAT:
-                raise BadDataError(f"{path}: of another version than {FORMAT!r}", hint=_HINT)
-            heads = {
-                key: Head(
-                    {
-                        kind: Part(arrays[f"{key}/{kind}/weights"], arrays[f"{key}/{kind}/means"])
-                        for kind in listed["Features"]
-                    },
-                    tuple(listed["Confounds"]),
-                    arrays[f"{key}/confound_means"],
-                    arrays[f"{key}/confound_weights"],
-                    arrays[f"{key}/intercept"],
-                    arrays[f"{key}/shares"],
-                )
-                for key, listed in about.pop("Heads").items()
-            }
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path)
+        about = parse_json(bytes(arrays["about"]).decode())
+        if about.pop("Format") != FORMAT:
+            raise BadDataError(f"{path}: of another version than {FORMAT!r}", hint=_HINT)
+        heads = {
+            key: Head(
+                {
+                    kind: Part(arrays[f"{key}/{kind}/weights"], arrays[f"{key}/{kind}/means"])
+                    for kind in listed["Features"]
+                },
+                tuple(listed["Confounds"]),
+                arrays[f"{key}/confound_means"],
+                arrays[f"{key}/confound_weights"],
+                arrays[f"{key}/intercept"],
+                arrays[f"{key}/shares"],
+            )
+            for key, listed in about.pop("Heads").items()
+        }
+        problem = _problem_of(heads, about)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise BadDataError(f"{path}: not a file of predictors: {error}", hint=_HINT) from error
+    if problem:
+        raise BadDataError(f"{path}: not a file of predictors: {problem}", hint=_HINT)
     return HeadFile(heads, about)
+
+
+def _problem_of(heads: Mapping[str, Head], about: Mapping[str, Any]) -> str:
+    """Say what keeps heads from predicting what they say; empty where nothing does."""
+    task, classes = about["TaskType"], about.get("Classes", [])
+    texts = [about["Target"], about.get("Units", ""), task, *classes]
+    if not heads or not all(isinstance(text, str) for text in texts):
+        return "it has no heads, or a target without a name"
+    if task not in TASK_TYPES or not isinstance(classes, list):
+        return f"it predicts {task!r}"
+    settings = about.get("Settings", {})
+    if not isinstance(settings, dict) or not all(isinstance(v, str) for v in settings.values()):
+        return "its settings are no texts"
+    n_classes = len(classes) if task == CLASSIFICATION else 0
+    if task == CLASSIFICATION and n_classes < 2:
+        return f"it tells {n_classes} classes apart"
+    n_scores = n_classes if n_classes > 2 else 1
+    for key, head in heads.items():
+        n_confounds = len(head.confounds)
+        shapes = [
+            (head.confound_means, (n_confounds,)),
+            (head.confound_weights, (n_confounds, n_scores)),
+            (head.intercept, (n_scores,)),
+            (head.shares, (n_classes,)),
+        ]
+        for part in head.parts.values():
+            shapes += [(part.weights, (len(part.means), n_scores)), (part.means, part.means.shape)]
+        if not all(isinstance(name, str) for name in (*head.confounds, *head.parts)):
+            return f"{key}: confounds and features need names"
+        for array, shape in shapes:
+            if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+                return f"{key}: its weights are not finite numbers that fit each other"
+    return ""

@@ -9,15 +9,16 @@ kept. Labels may have their prefix ``sub-`` or ``ses-`` or not.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bsym_bids.errors import BadDataError
 from bsym_bids.inputs.files import check_present, is_there
+from bsym_bids.untrusted import open_regular, read_json
 
 PARTICIPANTS, SESSIONS, PHENOTYPE = "participants.tsv", "sessions.tsv", "phenotype"
 PARTICIPANT_ID, SESSION_ID = "participant_id", "session_id"
@@ -180,7 +181,8 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     check_present([path])
     header: list[str] | None = None
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with open_regular(path) as raw:
+            stream = TextIOWrapper(raw, encoding="utf-8-sig", newline="")
             reader = csv.reader(stream, delimiter="\t", strict=True)
             for line in reader:
                 cells = [cell.strip() for cell in line]
@@ -202,7 +204,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise BadDataError(
             f"{path}: is not UTF-8: {error}", hint="save it as text in UTF-8, separated by tabs"
         ) from error
-    except (OSError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise BadDataError(f"{path}: cannot be read as a table: {error}") from error
     if header is None:
         raise BadDataError(f"{path}: is empty", hint="write a header line and a row for each label")
@@ -241,7 +243,7 @@ def _of_one(path: Path) -> str:
 def _read_json(path: Path) -> Mapping[str, Any]:
     check_present([path])
     try:
-        document = json.loads(path.read_text("utf-8-sig"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise BadDataError(
             f"{path}: cannot be read as JSON: {error}", hint="mend it or take it away"

@@ -11,6 +11,7 @@ matter. Where several tables have it, ``TABLE:COLUMN`` says which (``panss:total
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ MISSING = frozenset({"", "n/a", "na", "nan"})
 _NO_UNITS = frozenset({"", "n/a", "na", "none", "arbitrary"})
 #: How many rows or names a message lists.
 _LISTED = 5
+#: How many names a misspelt one is compared with, and how much of it: either takes its time.
+_COMPARED, _LONGEST_NAME = 2000, 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +236,8 @@ class Phenotypes:
         known = {column: table for table in readable for column in table.columns}
         wanted = name.rpartition(":")[2].lower()
         lower = {column.lower(): column for column in known}
-        close = difflib.get_close_matches(wanted, lower, n=_LISTED, cutoff=0.5)
+        some = itertools.islice(lower, _COMPARED)
+        close = difflib.get_close_matches(wanted[:_LONGEST_NAME], some, n=_LISTED, cutoff=0.5)
         near = [lower[found] for found in close] or sorted(known)[:10]
         names = [table.name for table in self.tables]
         without = "" if PARTICIPANTS in names else f"; there is no {PARTICIPANTS}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bsym_bids import __version__
 from bsym_bids.config import RunConfig
 from bsym_bids.errors import BadDataError, BsymError, InputMissingError, UsageError
 from bsym_bids.model.weights import resolve_release
-from bsym_bids.outputs.names import own_uri
+from bsym_bids.outputs.names import file_label, own_uri
 from bsym_bids.outputs.predictions import Applied, write_applied, write_predictions
 from bsym_bids.prediction.assembly import Source, gated_embeddings, make_kernels
 from bsym_bids.prediction.bias import correct_bias
@@ -30,7 +30,7 @@ from bsym_bids.prediction.evaluation import Cohort, Evaluation, Options, evaluat
 from bsym_bids.prediction.exchange import n_rearrangements
 from bsym_bids.prediction.features import COMBINATION, available_kinds, chosen_kinds
 from bsym_bids.prediction.folds import leave_group_out
-from bsym_bids.prediction.heads import HeadFile, heads_of, read_heads, write_heads
+from bsym_bids.prediction.heads import Head, HeadFile, heads_of, read_heads, write_heads
 from bsym_bids.prediction.inventory import Inventory
 from bsym_bids.prediction.kernels import Kernel
 from bsym_bids.prediction.phenotypes import Phenotypes, read_phenotypes
@@ -42,6 +42,7 @@ from bsym_bids.prediction.scores import Scored, assess
 from bsym_bids.prediction.store import FILE_NAME, FeatureStore
 from bsym_bids.prediction.units import of_units
 from bsym_bids.prediction.verdict import RANDOM, verdict
+from bsym_bids.untrusted import read_json
 
 LOGGER = logging.getLogger("bsym_bids")
 #: Columns that usually say who is related to whom.
@@ -355,8 +356,8 @@ class Study:
             str(file.about["Target"]),
             str(file.about["TaskType"]),
             np.full(len(units), np.nan),
-            tuple(file.about["Classes"]),
-            str(file.about["Units"]),
+            tuple(file.about.get("Classes", ())),
+            str(file.about.get("Units", "")),
         )
         needed = {kind for head in file.heads.values() for kind in head.parts}
         usable = {key: h for key, h in file.heads.items() if set(h.parts) <= set(self.source.kinds)}
@@ -368,6 +369,7 @@ class Study:
             kind: self.source.matrix(kind, units).values
             for kind in sorted({kind for head in usable.values() for kind in head.parts})
         }
+        _check_widths(path, usable, features)
         predicted, known = {}, {}
         for key, head in usable.items():
             confounds = confounds_named(
@@ -412,14 +414,28 @@ def _comparisons(
 
 
 def _numbered(path: Path, label: str, several: bool) -> Path:
-    """Return where a head goes: a file of its own for each of several columns."""
-    return path.with_name(f"{path.stem}_{label}{path.suffix}") if several else path
+    """Return where a head goes: a file of its own for each of several columns, in one folder."""
+    return path.with_name(f"{path.stem}_{file_label(label)}{path.suffix}") if several else path
+
+
+def _check_widths(
+    path: Path, heads: Mapping[str, Head], features: Mapping[str, NDArray[np.floating]]
+) -> None:
+    """Refuse predictors of features that are of another number than those here."""
+    for head in heads.values():
+        for kind, part in head.parts.items():
+            here, there = features[kind].shape[1], len(part.means)
+            if here != there:
+                raise BadDataError(
+                    f"{path}: was fitted to {there} features of {kind}, but there are {here} here",
+                    hint="process this dataset with the settings of that one",
+                )
 
 
 def _dataset_name(bids_dir: Path) -> str:
     """Return what a dataset calls itself; empty where it doesn't."""
     try:
-        description = json.loads((bids_dir / "dataset_description.json").read_text("utf-8"))
+        description = read_json(bids_dir / "dataset_description.json")
         return str(description.get("Name", ""))
     except (OSError, ValueError, AttributeError):
         return ""
@@ -437,7 +453,7 @@ def _knows_hcp(inventory: Inventory, model_dir: Path | None) -> bool:
 
 def _check_same(path: Path, file: HeadFile, inventory: Inventory) -> None:
     """Refuse features that were made in another way than those that a head was fitted to."""
-    fitted, here = dict(file.about["Settings"]), settings_of(inventory)
+    fitted, here = dict(file.about.get("Settings", {})), settings_of(inventory)
     common = fitted.keys() & here.keys()
     differing = sorted(key for key in common if fitted[key] != here[key])
     if differing:

@@ -78,6 +78,7 @@ from bsym_bids.reports.numbers import plain
 from bsym_bids.reports.pages import FOLDER, render, without_places
 from bsym_bids.reports.spread_figures import HEIGHTS, MOST_NAMED, WIDTH, draw_spread, has_words
 from bsym_bids.reports.style import inline_svg
+from bsym_bids.untrusted import parse_json
 
 #: Kept of an earlier call, in the folder that the caller names.
 CACHE = "group_page.json"
@@ -269,7 +270,7 @@ def _one_writer(cache_dir: Path) -> Iterator[None]:
 def _read_kept(path: Path) -> dict[str, Any]:
     """Return what an earlier call has kept; nothing where it cannot be read."""
     try:
-        kept = json.loads(path.read_text("utf-8"))
+        kept = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) and isinstance(kept.get("read"), dict) else {}

@@ -13,6 +13,7 @@ from bsym_bids.outputs.tables import NOT_AVAILABLE
 from bsym_bids.reports.lights import AMBER, GREY, MODEL, RED, WORDS, Light, lights_of, overall
 from bsym_bids.reports.measures import BOLD, DWI, SeriesMeasures, packed, spreads
 from bsym_bids.summary import Outcome
+from bsym_bids.untrusted import read_text
 
 #: What a series of a modality is, and a kind that only what failed can be of.
 MODALITIES: Mapping[str, str] = {BOLD: "BOLD", DWI: "diffusion"}
@@ -131,7 +132,7 @@ def _is_of_series(outcome: Outcome) -> bool:
 
 
 def _read_summary(path: Path) -> list[Outcome]:
-    header, *lines = path.read_text("utf-8").splitlines()
+    header, *lines = read_text(path).splitlines()
     names = header.split("\t")
     rows = [dict(zip(names, line.split("\t"), strict=True)) for line in lines if line]
     return [

@@ -7,7 +7,6 @@ small tables and sidecars and are read without pandas: a cohort takes seconds.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -27,6 +26,7 @@ from bsym_bids.outputs.names import fusion_products as of_both
 from bsym_bids.outputs.publish import fingerprint
 from bsym_bids.outputs.tables import NOT_AVAILABLE
 from bsym_bids.reports.pages import FOLDER
+from bsym_bids.untrusted import read_json, read_text
 
 BOLD, DWI = "bold", "dwi"
 #: Robust rule: further from the median than so many standard deviations, these taken from the
@@ -540,9 +540,7 @@ class _Files:
             self._complain(path, "has no sidecar: not complete")
             return {}
         try:
-            names, *rows = (
-                line.split("\t") for line in path.read_text("utf-8").splitlines() if line
-            )
+            names, *rows = (line.split("\t") for line in read_text(path).splitlines() if line)
             if not rows:
                 raise ValueError("it has no rows")
             return dict(zip(names, zip(*rows, strict=True), strict=True))
@@ -553,8 +551,8 @@ class _Files:
     def _read_sidecar(self, name: str) -> Mapping[str, Any]:
         path = self.paths[name]
         try:
-            document = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
+            document = read_json(path)
+        except (OSError, ValueError) as error:
             self._complain(path, f"cannot be read as JSON: {_said(error)}")
             return {}
         if not isinstance(document, dict):

@@ -30,12 +30,14 @@ from bsym_bids.reports.pages import render, without_places
 from bsym_bids.reports.parts import SeriesSection, plural
 from bsym_bids.reports.run_section import run_section
 from bsym_bids.reports.scan_section import scan_section, scan_title
+from bsym_bids.untrusted import open_regular
 
 LOGGER = logging.getLogger("bsym_bids")
 #: Series that a page holds in full; of more, all images are drawn coarser.
 _FULL = 8
 #: Lines at the end of a crash file that are shown.
 _CRASH_LINES = 25
+_CRASH_BYTES = 1 << 18
 _MOST_CRASHES = 10
 
 
@@ -244,8 +246,11 @@ def _crashes(output_dir: Path, label: str) -> list[Crash]:
     crashes = []
     for path in files[:_MOST_CRASHES]:
         try:
-            lines = path.read_text("utf-8", errors="replace").rstrip().splitlines()
-        except OSError as error:
+            with open_regular(path) as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _CRASH_BYTES))
+                text = file.read(_CRASH_BYTES).decode("utf-8", errors="replace")
+            lines = text.rstrip().splitlines()
+        except (OSError, ValueError) as error:
             lines = [f"cannot be read: {error}"]
         tail = "\n".join(lines[-_CRASH_LINES:])
         crashes.append(Crash(path.relative_to(output_dir).as_posix(), tail))

@@ -239,7 +239,7 @@ def _read_cache(windows: Path, index: Path, key: str) -> dict[str, NDArray[Any]]
             if str(stored["key"]) != key:
                 return None
             arrays = {name: stored[name] for name in _KEPT}
-        mapped = np.load(windows, mmap_mode="r")
+        mapped = np.load(windows, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None  # not there, or cut off when the program was killed
     return {"windows": mapped, **arrays} if len(mapped) == len(arrays["missing"]) else None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import scipy  # of which parts are loaded when they are used
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from bsym_bids.dwi.presets import Preset
 from bsym_bids.dwi.series import save_image
@@ -62,7 +62,7 @@ def write_fa_seeds(fa: Path, preset: Preset, out: Path) -> Path:
         Nowhere is the anisotropy high enough.
     """
     values, affine = _read(fa)
-    inner = ndimage.binary_erosion(values > 0, iterations=2)
+    inner = scipy.ndimage.binary_erosion(values > 0, iterations=2)
     seeds = inner & (values >= preset.fa_seed)
     if not seeds.any():
         raise BadDataError(

@@ -384,7 +384,7 @@ class _Tracker:
 
     @cached_property
     def affine(self) -> NDArray[np.float64]:
-        return np.load(self.model.files["grid"])
+        return np.load(self.model.files["grid"], allow_pickle=False)
 
     @cached_property
     def sphere(self) -> HemiSphere:
@@ -393,7 +393,7 @@ class _Tracker:
     @cached_property
     def orientations(self) -> NDArray[np.float64]:
         # Copied on writing, that is never: the tracker insists on memory that could be written to.
-        return np.load(self.model.files["orientations"], mmap_mode="c")
+        return np.load(self.model.files["orientations"], mmap_mode="c", allow_pickle=False)
 
     @property
     def laid_out(self) -> bool:
@@ -408,7 +408,8 @@ class _Tracker:
 
         if "include" in self.model.files:
             return ActStoppingCriterion(
-                np.load(self.model.files["include"]), np.load(self.model.files["exclude"])
+                np.load(self.model.files["include"], allow_pickle=False),
+                np.load(self.model.files["exclude"], allow_pickle=False),
             )
         image = nib.load(self.model.files["fa"])
         fa = Volume(np.asanyarray(image.dataobj, dtype=np.float32), np.asarray(image.affine))
