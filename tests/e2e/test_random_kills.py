@@ -1,7 +1,7 @@
 """A machine that dies at any moment: killed at random, what comes in the end is as if undisturbed.
 
-``BSYM_KILLS=30`` kills each command so many times instead of once; ``BSYM_KILLS_SEED`` chooses other
-moments. What each kill met is printed (``-s`` shows it).
+``BSYM_KILLS=30`` kills each command so many times instead of once; ``BSYM_KILLS_SEED`` chooses
+other moments. What each kill met is printed (``-s`` shows it).
 """
 
 from __future__ import annotations
@@ -177,7 +177,9 @@ def test_the_participant_level_survives(person, tmp_path, engine):
     kill_at_random(level, KILLS, SEED)
 
 
-@pytest.mark.parametrize("asked", [["--predict", "age", *FEW], ["--features", "fc"]], ids=["predictions", "maps"])
+@pytest.mark.parametrize(
+    "asked", [["--predict", "age", *FEW], ["--features", "fc"]], ids=["predictions", "maps"]
+)
 def test_the_group_level_survives(tmp_path, asked):
     simulated = simulate_recipe("both", 12, seed=3, share=0.5, proper=True)
     begin, out, bids = tmp_path / "begin", tmp_path / "out", tmp_path / "bids"
