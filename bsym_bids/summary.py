@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from bsym_bids.errors import ParticipantsFailedError
 from bsym_bids.outputs.publish import write_whole
 from bsym_bids.outputs.tables import Table
-from bsym_bids.untrusted import escaped
+from bsym_bids.untrusted import say
 
 if TYPE_CHECKING:
     from bsym_bids.inputs import BoldRun, DwiScan, Plan
@@ -44,11 +44,6 @@ class Outcome:
     hint: str = ""
     exit_code: int = 0
     model_domain: str = ""
-
-
-def _say(text: str, file: TextIO) -> None:
-    """Print a line; names of files in it may hold anything."""
-    print(escaped(text), file=file)
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
@@ -90,13 +85,13 @@ def print_summary(
     }
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     participants = len({outcome.participant for outcome in outcomes})
-    _say(f"{participants} participant(s), {len(outcomes)} run(s): {said}", file=stream)
+    say(f"{participants} participant(s), {len(outcomes)} run(s): {said}", file=stream)
     print_failures(outcomes, stream)
     domains = Counter(outcome.model_domain for outcome in outcomes if outcome.model_domain)
     if domains:
         said = ", ".join(f"{count} {domain}" for domain, count in domains.most_common())
-        _say(f"does the model know these data? {said} (ModelDomain in the sidecars)", file=stream)
-    _say(f"outputs: {output_dir}", file=stream)
+        say(f"does the model know these data? {said} (ModelDomain in the sidecars)", file=stream)
+    say(f"outputs: {output_dir}", file=stream)
 
 
 def print_failures(outcomes: Sequence[Outcome], stream: TextIO | None = None) -> None:
@@ -107,9 +102,9 @@ def print_failures(outcomes: Sequence[Outcome], stream: TextIO | None = None) ->
             where = f"sub-{outcome.participant}"
             if outcome.run not in ("n/a", where):
                 where = outcome.run
-            _say(f"  {where}: {outcome.status}: {outcome.reason}", file=stream)
+            say(f"  {where}: {outcome.status}: {outcome.reason}", file=stream)
             if outcome.hint:
-                _say(f"    hint: {outcome.hint}", file=stream)
+                say(f"    hint: {outcome.hint}", file=stream)
 
 
 def print_plan(
@@ -129,9 +124,9 @@ def print_plan(
     stream = stream or sys.stdout
     for dataset in plan.datasets:
         kind = "derivatives" if dataset in plan.derivatives else "dataset"
-        _say(f"{kind} {dataset.name}: {dataset.root}", file=stream)
+        say(f"{kind} {dataset.name}: {dataset.root}", file=stream)
     for participant in plan.participants:
-        _say(f"sub-{participant.label}", file=stream)
+        say(f"sub-{participant.label}", file=stream)
         left = {job.label: job for job in (jobs or {}).get(participant.label, ())}
         for run in participant.bold_runs:
             _print_run(run, stream)
@@ -140,13 +135,13 @@ def print_plan(
             _print_scan(scan, stream)
             _print_outputs(left.pop(scan.label, None), stream)
         for label, job in left.items():
-            _say(f"  both {label}", file=stream)
+            say(f"  both {label}", file=stream)
             _print_outputs(job, stream)
         for problem in participant.problems:
-            _say(f"  problem: {problem}", file=stream)
+            say(f"  problem: {problem}", file=stream)
     for skipped in plan.skipped:
-        _say(f"skipped {skipped.path}: {skipped.reason}", file=stream)
-    _say(f"{_count(plan)} to process", file=stream)
+        say(f"skipped {skipped.path}: {skipped.reason}", file=stream)
+    say(f"{_count(plan)} to process", file=stream)
 
 
 def _count(plan: Plan) -> str:
@@ -158,24 +153,24 @@ def _count(plan: Plan) -> str:
 
 
 def _print_run(run: BoldRun, stream: TextIO) -> None:
-    _say(f"  run {run.label}", file=stream)
+    say(f"  run {run.label}", file=stream)
     for role in ("bold", "mask", "confounds"):
-        _say(f"    {role:<9} {getattr(run, role) or 'none'}", file=stream)
+        say(f"    {role:<9} {getattr(run, role) or 'none'}", file=stream)
 
 
 def _print_scan(scan: DwiScan, stream: TextIO) -> None:
     from bsym_bids.inputs.routes import describe_route
 
-    _say(f"  scan {scan.label}", file=stream)
+    say(f"  scan {scan.label}", file=stream)
     for role, images in (("dwi", scan.images), ("reverse", scan.reverse)):
         for image in images:
-            _say(f"    {role:<9} {image.image}", file=stream)
-            _say(f"    {'gradients':<9} {image.bval} {image.bvec}", file=stream)
+            say(f"    {role:<9} {image.image}", file=stream)
+            say(f"    {'gradients':<9} {image.bval} {image.bvec}", file=stream)
     if scan.is_preprocessed:
-        _say(f"    {'mask':<9} {scan.mask or 'none'}", file=stream)
-    _say(f"    {'t1w':<9} {scan.anatomy.t1w if scan.anatomy else 'none'}", file=stream)
+        say(f"    {'mask':<9} {scan.mask or 'none'}", file=stream)
+    say(f"    {'t1w':<9} {scan.anatomy.t1w if scan.anatomy else 'none'}", file=stream)
     for sentence in describe_route(scan):
-        _say(f"    {sentence}", file=stream)
+        say(f"    {sentence}", file=stream)
 
 
 def _print_outputs(job: Job | None, stream: TextIO) -> None:
@@ -185,4 +180,4 @@ def _print_outputs(job: Job | None, stream: TextIO) -> None:
     for group in job.fingerprints:
         state = "write" if group in to_do else "keep"
         for path in job.names.group_paths(group):
-            _say(f"    {state:<9} {path}", file=stream)
+            say(f"    {state:<9} {path}", file=stream)

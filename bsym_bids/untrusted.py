@@ -17,7 +17,7 @@ import signal
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     import zipfile
@@ -57,6 +57,11 @@ class UnreadableError(ValueError):
 def escaped(text: str) -> str:
     """Return a text without commands for terminals, and that can be written in UTF-8."""
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def say(text: object, file: TextIO | None = None) -> None:
+    """Print a line, `escaped`: there may be names and values out of files in it."""
+    print(escaped(str(text)), file=file)
 
 
 def printable(text: str) -> str:

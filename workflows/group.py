@@ -15,6 +15,7 @@ from bsym_bids.outputs.claims import KINDS, same_settings
 from bsym_bids.outputs.dataset import check_location, describe_dataset, make_writable
 from bsym_bids.prediction.inventory import Inventory, take_inventory
 from bsym_bids.summary import Outcome, exit_code, print_failures, print_summary, write_summary
+from bsym_bids.untrusted import say
 from bsym_bids.workflows.invocation import (
     memory_of,
     processes_of,
@@ -115,15 +116,15 @@ def _inventory(config: RunConfig) -> Inventory:
 
 def _print_plan(config: RunConfig, inventory: Inventory) -> None:
     """Say what there is, and what would be done with it."""
-    print(f"{len(inventory.participants)} participant(s) with outputs in {inventory.output_dir}")
+    say(f"{len(inventory.participants)} participant(s) with outputs in {inventory.output_dir}")
     for modality in ("bold", "dwi"):
         records = inventory.of_modality(modality)
         people = {record.participant for record in records}
-        print(f"  {modality}: {len(records)} of {len(people)} participant(s)")
+        say(f"  {modality}: {len(records)} of {len(people)} participant(s)")
     if config.contrast:
-        print(f"contrast: {', '.join(config.contrast)}")
+        say(f"contrast: {', '.join(config.contrast)}")
     if config.apply_head:
-        print(f"apply: {config.apply_head}")
+        say(f"apply: {config.apply_head}")
     if config.predict or config.state:
         _print_questions(config, inventory)
 
@@ -139,7 +140,7 @@ def _print_questions(config: RunConfig, inventory: Inventory) -> None:
     for question in questions:
         target = question.target
         classes = f" ({', '.join(target.classes)})" if target.classes else ""
-        print(
+        say(
             f"predict {target.name}: {target.task}{classes}, {target.labelled.sum()} of "
             f"{len(question.units)} labelled, {len(set(question.groups))} groups; "
             f"from {', '.join(study.source.kinds)}"
@@ -218,4 +219,4 @@ def _collected(failures: list[BsymError]) -> Iterator[None]:
 
 def _tell(lines: Sequence[str | Path]) -> None:
     for line in lines:
-        print(line)
+        say(line)

@@ -153,10 +153,11 @@ def _check_size(path: Path, image: SpatialImage) -> None:
         )
     needed = math.prod(map(int, shape)) * image.dataobj.dtype.itemsize
     size = path.stat().st_size
-    if needed > _MOST_DEFLATED * max(size, 1):
+    before = int(getattr(image.dataobj, "offset", 0))
+    if before < 0 or before + needed > _MOST_DEFLATED * max(size, 1):
         raise BadDataError(
-            f"{path}: its header says that it holds {needed} bytes, but a file of {size} bytes "
-            "cannot hold so many",
+            f"{path}: its header says that it holds {needed} bytes after the first {before}, but a "
+            f"file of {size} bytes cannot hold so many",
             _COPY_AGAIN,
         )
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from bsym_bids.errors import CannotCreateOutputError
 from bsym_bids.inputs.listing import look_into
+from bsym_bids.untrusted import read_json
 
 _FORMAT = 1
 #: Time in ns that a folder must have been left alone. File systems count in steps of up to two
@@ -108,7 +109,7 @@ class Database:
     def read(self, label: str) -> dict[str, KeptFolder]:
         """Return the folders that are kept of a participant, by their paths; none if unreadable."""
         try:
-            document = json.loads(self._path(label).read_text("utf-8"))
+            document = read_json(self._path(label))
             if document["Format"] != _FORMAT:
                 return {}
             return {place: _kept(entry) for place, entry in document["Folders"].items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bsym_bids.errors import ParticipantsFailedError, UsageError
+from bsym_bids.untrusted import say
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -67,14 +68,14 @@ def _check(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         threads=arguments.threads,
         networks=arguments.networks,
-        say=partial(print, file=sys.stderr),
+        say=partial(say, file=sys.stderr),
     )
     for line in report(check):
-        print(line)
+        say(line)
     if not arguments.print_only:
         print()
         for path in write_check(check, arguments.derivatives):
-            print(path)
+            say(path)
     if check.problems:
         raise ParticipantsFailedError(
             f"{len(check.problems)} run(s) or scan(s) could not be checked, see above"

@@ -13,6 +13,7 @@ from bsym_bids.cli import Parser, report
 from bsym_bids.errors import BsymError, InputMissingError
 from bsym_bids.model.checking_cli import add_check
 from bsym_bids.training.cli import add_pretrain, add_simulate
+from bsym_bids.untrusted import say
 
 if TYPE_CHECKING:
     from bsym_bids.model.weights import Release
@@ -72,7 +73,7 @@ def _list(_: argparse.Namespace) -> None:
     default = default_model_name()
     for name in known_releases():
         mark = " (default)" if name == default else ""
-        print(f"{name}{mark}: {read_card(name)['summary']}; {_state(name, None)}")
+        say(f"{name}{mark}: {read_card(name)['summary']}; {_state(name, None)}")
 
 
 def _state(name: str, model_dir: Path | None) -> str:
@@ -113,7 +114,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
     card: dict[str, Any] = find_card(arguments.name, arguments.model_dir)
     print(yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=100), end="")
-    print(f"here: {_state(arguments.name, arguments.model_dir)}")
+    say(f"here: {_state(arguments.name, arguments.model_dir)}")
 
 
 # --- fetch ---------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
     from bsym_bids.model.fetch import fetch_release
 
     release = fetch_release(arguments.name, arguments.source, arguments.model_dir)
-    print(f"{release.name}: complete and verified; {_whereabouts(release)}")
+    say(f"{release.name}: complete and verified; {_whereabouts(release)}")
 
 
 # --- verify --------------------------------------------------------------------------------------
@@ -156,10 +157,10 @@ def _verify(arguments: argparse.Namespace) -> None:
     release = resolve_release(arguments.name, arguments.model_dir)
     load_model(release)
     for branch, path in release.files.items():
-        print(f"{branch}: {path} sha256 {release.sha256[branch]}")
+        say(f"{branch}: {path} sha256 {release.sha256[branch]}")
     if release.warning:
-        print(release.warning)
-    print(f"{release.name}: complete, unchanged and loads; fingerprint {release.fingerprint}")
+        say(release.warning)
+    say(f"{release.name}: complete, unchanged and loads; fingerprint {release.fingerprint}")
 
 
 _COMMANDS = (_add_list, _add_info, _add_fetch, _add_verify, add_check, add_simulate, add_pretrain)

@@ -28,6 +28,7 @@ from bsym_bids.errors import (
 )
 from bsym_bids.model.turns import without_following
 from bsym_bids.model.weights import LARGEST_FILE
+from bsym_bids.untrusted import escaped
 
 if TYPE_CHECKING:
     import requests
@@ -100,7 +101,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Write a line that stays."""
-        self._stream.write(f"{self._clear()}{text}\n")
+        self._stream.write(f"{self._clear()}{escaped(text)}\n")
         self._stream.flush()
         self._open = False
 

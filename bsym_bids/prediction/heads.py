@@ -27,6 +27,8 @@ from bsym_bids.untrusted import parse_json, read_arrays
 
 FORMAT = "bsym-bids head, version 2"
 _HINT = "make it again with --save-head"
+#: More is of no fit, and would make infinite predictions.
+_LARGEST_WEIGHT = 1e40
 Loader = Callable[[str], NDArray[np.floating]]
 
 
@@ -322,6 +324,7 @@ def _problem_of(heads: Mapping[str, Head], about: Mapping[str, Any]) -> str:
         if not all(isinstance(name, str) for name in (*head.confounds, *head.parts)):
             return f"{key}: confounds and features need names"
         for array, shape in shapes:
-            if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+            is_fitting = array.shape == shape and array.dtype.kind == "f"
+            if not is_fitting or not (np.abs(array) <= _LARGEST_WEIGHT).all():
                 return f"{key}: its weights are not finite numbers that fit each other"
     return ""

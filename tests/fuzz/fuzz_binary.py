@@ -343,7 +343,7 @@ def _arrays_changed(rng: Random, arrays: dict[str, np.ndarray]) -> bytes:
     allow = False
     for _ in range(rng.choice([1, 1, 2])):
         name = rng.choice(list(arrays))
-        value = np.asarray(arrays[name])
+        value = np.atleast_1d(arrays[name])
         match rng.randrange(10):
             case 0 if len(arrays) > 1:
                 del arrays[name]

@@ -253,7 +253,7 @@ def of_table(rng: Random, text: str, separator: str = "\t") -> bytes:
             case 3 if len(rows) > 1:
                 del rows[row]
             case 4:
-                rows[0][rng.randrange(len(rows[0]))] = str(rng.choice(TEXTS))
+                rows[0][cell % max(1, len(rows[0])) : cell + 1] = [str(rng.choice(TEXTS))]
             case 5:
                 rows[0] = list(rows[0]) + [f"x{index}" for index in range(rng.choice([3, 20000]))]
             case 6:
@@ -269,7 +269,7 @@ def of_table(rng: Random, text: str, separator: str = "\t") -> bytes:
             case 9:
                 rows[row][cell] = '"' + rows[row][cell]
             case 10:
-                rows[0][rng.randrange(len(rows[0]))] = rows[0][0]
+                rows[0][cell : cell + 1] = rows[0][:1]
             case _:
                 rows[row][cell] = str(rng.choice(TEXTS))
     return encoded(rng, "\n".join(separator.join(row) for row in rows) + "\n")

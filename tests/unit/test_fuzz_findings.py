@@ -25,7 +25,7 @@ from bsym_bids.config import make_config
 from bsym_bids.dwi.gradients import read_gradients
 from bsym_bids.dwi.presets import load_preset
 from bsym_bids.dwi.tracks import read_tck_header
-from bsym_bids.dwi.transforms import Affine, read_template_transform
+from bsym_bids.dwi.transforms import Affine, load_volume, read_template_transform
 from bsym_bids.errors import BadDataError, BsymError, UsageError
 from bsym_bids.inputs.records import Derivatives
 from bsym_bids.inputs.series import Series, acquired, count_weighted
@@ -440,6 +440,16 @@ def test_a_unit_of_time_that_is_none(tmp_path):
     assert open_series(tmp_path / "x.nii", load_image(tmp_path / "x.nii")).repetition_time is None
 
 
+@pytest.mark.parametrize("offset", [1e30, 1e9, -1e9])
+def test_numbers_that_begin_behind_the_end(tmp_path, offset):
+    nib.save(nib.Nifti1Image(np.ones((9, 9, 9), np.int16), np.eye(4)), tmp_path / "x.nii")
+    content = bytearray((tmp_path / "x.nii").read_bytes())
+    content[108:112] = np.float32(offset).tobytes()
+    (tmp_path / "x.nii").write_bytes(content)
+    with pytest.raises(BadDataError, match=r"x\.nii: "):
+        load_volume(tmp_path / "x.nii")
+
+
 @pytest.mark.parametrize("kind", [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])])
 def test_masks_of_other_types(tmp_path, kind):
     affine = np.diag([16.0, 16, 16, 1])
@@ -512,6 +522,7 @@ def rewritten(path, **changes):
         ("fc/confound_means", np.array(7.0)),
         ("fc/confound_weights", np.ones((2, 1))),
         ("fc/intercept", np.ones(2)),
+        ("fc/intercept", np.full(1, 1e308)),
         ("fc/intercept", np.zeros(1, dtype=[("a", "f8")])),
         ("fc/shares", np.ones(2)),
     ],
