@@ -40,10 +40,8 @@ DEEPEST = 64
 #: Entries of a YAML document, with those that aliases stand for.
 MOST_ENTRIES = 50_000
 #: Bits of the largest integer that is a number of anything; more, and it is none as a float.
-_MOST_BITS = 1023
-_CHUNK = 1 << 20
+_MOST_BITS, _MOST_DIGITS = 1023, 308
 _BRACKETS = re.compile(r"[\[\]{}]")
-_LONG_INTEGER = re.compile(r"\d{309}")
 #: Letters of the longest text that is shown in full.
 _SHOWN = 2000
 #: What a terminal takes for commands, text in reverse, and halves of characters; not line feeds.
@@ -110,13 +108,12 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
     UnreadableError
         It is no regular file, or has more than `most` bytes.
     """
-    content = bytearray()
     with open_regular(path) as file:
-        while chunk := file.read(_CHUNK):  # to ask for all at once makes room for all
-            content += chunk
-            if len(content) > most:
-                raise UnreadableError(f"it has more than {most} bytes")
-    return bytes(content)
+        if os.fstat(file.fileno()).st_size <= most:
+            content = file.read()
+            if len(content) <= most:  # it may grow meanwhile
+                return content
+    raise UnreadableError(f"it has more than {most} bytes")
 
 
 def read_text(path: str | os.PathLike[str], most: int = TEXT_BYTES) -> str:
@@ -131,8 +128,8 @@ def read_text(path: str | os.PathLike[str], most: int = TEXT_BYTES) -> str:
     ValueError
         As `read_bytes`, or it is not in UTF-8.
     """
-    text = read_bytes(path, most).decode("utf-8-sig")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = read_bytes(path, most).decode("utf-8").removeprefix("\ufeff")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def try_apart(read: Callable[[], object], seconds: int = 20) -> None:
@@ -193,17 +190,38 @@ def read_json(path: str | os.PathLike[str], most: int = JSON_BYTES) -> Any:
 def parse_json(text: str) -> Any:
     """Return what a JSON text says; raises as `read_json`."""
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_int=_integer)
     except RecursionError:
         raise _too_deep() from None
-    # To count brackets takes a hundredth of the time of looking at every value.
-    if text.count("[") + text.count("{") > DEEPEST or _LONG_INTEGER.search(text):
-        _check(document)
+    # To count brackets takes a hundredth of the time of looking into them.
+    if text.count("[") + text.count("{") > DEEPEST:
+        _check_depth(document)
     return document
 
 
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise UnreadableError(f"it has an integer of more than {_MOST_DIGITS} digits")
+    return int(digits)
+
+
+def _check_depth(document: Any) -> None:
+    """Refuse what is nested too deeply to be walked through; cohorts have 100,000 sidecars."""
+    level = [document]
+    for _ in range(DEEPEST + 1):
+        level = [
+            value
+            for holder in level
+            for value in (holder.values() if type(holder) is dict else holder)
+            if type(value) is dict or type(value) is list
+        ]
+        if not level:
+            return
+    raise _too_deep()
+
+
 def _check(document: Any) -> None:
-    """Refuse what is nested too deeply to be walked through, and integers that are no numbers."""
+    """Refuse what is nested too deeply, and integers that are no numbers, of any mapping."""
     level = [document]
     for _ in range(DEEPEST):
         inner: list[Any] = []
@@ -214,7 +232,7 @@ def _check(document: Any) -> None:
             elif isinstance(value, list | tuple | set):
                 inner += value
             elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
-                raise UnreadableError("it has an integer of more than 308 digits")
+                raise UnreadableError(f"it has an integer of more than {_MOST_DIGITS} digits")
         if not inner:
             return
         level = inner

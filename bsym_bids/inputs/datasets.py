@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ from bsym_bids.errors import InputMissingError, NotBidsError
 from bsym_bids.inputs.files import check_present, is_there
 from bsym_bids.inputs.listing import Listing
 from bsym_bids.inputs.records import Derivatives
+from bsym_bids.untrusted import read_json
 
 LOGGER = logging.getLogger("bsym_bids")
 _LOOK_AT = 20  # participants that are looked into before a folder is said to hold no series
@@ -45,7 +45,7 @@ def check_bids(bids_dir: Path, skip_validation: bool) -> None:
     if is_there(path) and not skip_validation:
         check_present([path])
     try:
-        if not isinstance(json.loads(path.read_text("utf-8")), dict):
+        if not isinstance(read_json(path), dict):
             problem = "is not a JSON object"
     except FileNotFoundError:
         problem = "is absent"
@@ -203,7 +203,7 @@ def _generators(folder: Path) -> list[str]:
     """Return the programs that say to have made a dataset, in small letters."""
     document: Any = None
     try:
-        document = json.loads((folder / "dataset_description.json").read_text("utf-8"))
+        document = read_json(folder / "dataset_description.json")
     except (OSError, ValueError):
         return []
     if not isinstance(document, dict):

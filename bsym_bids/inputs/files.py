@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bsym_bids.errors import BadDataError, InputMissingError
 from bsym_bids.inputs.listing import ABSENT
+from bsym_bids.untrusted import read_json
 
 if TYPE_CHECKING:
     from bsym_bids.inputs.listing import Listing
@@ -179,7 +179,7 @@ def metadata(path: Path, dataset: Derivatives, key: str, *endings: str) -> tuple
 def _read_sidecar(path: Path) -> dict[str, Any]:
     check_present([path])
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise BadDataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(document, dict):

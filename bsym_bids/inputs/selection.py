@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bsym_bids.errors import InputMissingError, NothingSelectedError, UsageError
+from bsym_bids.untrusted import read_json
 
 if TYPE_CHECKING:
     from bids.layout import Entity
@@ -159,7 +159,7 @@ def read_filter_file(path: Path, query: str = "bold") -> dict[str, Any]:
     """
     hint = 'for example: {"bold": {"task": "rest"}}'
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = read_json(path)
     except FileNotFoundError:
         raise InputMissingError(f"{path}: no such filter file") from None
     except (OSError, ValueError) as error:
