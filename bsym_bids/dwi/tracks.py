@@ -103,8 +103,11 @@ def read_tck_header(path: Path) -> TckHeader:
             f"not understood: {error}",
             hint=_DAMAGED,
         ) from error
-    if header.offset < 0 or (header.count or 0) < 0:
-        raise BadDataError(f"{path}: its header has numbers below 0", hint=_DAMAGED)
+    if not 0 <= header.offset <= path.stat().st_size or (header.count or 0) < 0:
+        raise BadDataError(
+            f"{path}: its points do not begin in the file, or their number is below 0",
+            hint=_DAMAGED,
+        )
     if name != ".":
         raise BadDataError(f"{path}: its points are in another file, {name}")
     return header

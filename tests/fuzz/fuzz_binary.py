@@ -243,7 +243,7 @@ def _state_changed(rng: Random, state: dict[Any, Any]) -> Any:
     for _ in range(rng.choice([1, 1, 2])):
         key = rng.choice(list(state))
         value = state[key]
-        if not isinstance(value, torch.Tensor) or value.numel() > 10**6:
+        if not isinstance(value, torch.Tensor) or value.numel() > 10**6 or value.is_quantized:
             continue
         match rng.randrange(16):
             case 0:

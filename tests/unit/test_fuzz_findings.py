@@ -663,10 +663,12 @@ def test_a_transform_without_a_way_back(tmp_path):
         read_template_transform(tmp_path / "x.h5")
 
 
-def test_streamlines_that_begin_before_the_file(tmp_path):
+@pytest.mark.parametrize("offset", ["-5", "9" * 30, "999"])
+def test_streamlines_that_do_not_begin_in_the_file(tmp_path, offset):
     path = tmp_path / "x.tck"
-    path.write_bytes(b"mrtrix tracks\ndatatype: Float32LE\ncount: 1\nfile: . -5\nEND\n")
-    with pytest.raises(BadDataError, match="numbers below 0"):
+    text = f"mrtrix tracks\ndatatype: Float32LE\ncount: 1\nfile: . {offset}\nEND\n"
+    path.write_text(text)
+    with pytest.raises(BadDataError, match="do not begin in the file"):
         read_tck_header(path)
 
 
