@@ -323,8 +323,11 @@ def _problem_of(heads: Mapping[str, Head], about: Mapping[str, Any]) -> str:
             shapes += [(part.weights, (len(part.means), n_scores)), (part.means, part.means.shape)]
         if not all(isinstance(name, str) for name in (*head.confounds, *head.parts)):
             return f"{key}: confounds and features need names"
+        if not all(len(part.means) for part in head.parts.values()):
+            return f"{key}: there is nothing in a kind of features that it takes"
         for array, shape in shapes:
             is_fitting = array.shape == shape and array.dtype.kind == "f"
-            if not is_fitting or not (np.abs(array) <= _LARGEST_WEIGHT).all():
+            # As float32, the largest weight would be infinity.
+            if not is_fitting or not (np.abs(array.astype(np.float64)) <= _LARGEST_WEIGHT).all():
                 return f"{key}: its weights are not finite numbers that fit each other"
     return ""

@@ -515,6 +515,7 @@ def rewritten(path, **changes):
     ("name", "value"),
     [
         ("fc/fc/weights", np.full((3, 1), np.nan, np.float32)),
+        ("fc/fc/weights", np.full((3, 1), np.inf, np.float32)),
         ("fc/fc/weights", np.ones((4, 1), np.float32)),
         ("fc/fc/weights", np.ones((3, 2), np.float32)),
         ("fc/fc/weights", np.array([["a"], ["b"], ["c"]])),
@@ -530,6 +531,14 @@ def rewritten(path, **changes):
 def test_weights_of_heads_that_do_not_fit(head, name, value):
     rewritten(head, **{name: value})
     with pytest.raises(BadDataError, match=r"head\.npz: not a file of predictors"):
+        read_heads(head)
+
+
+def test_a_head_without_features(head):
+    """Nobody has any of none, so that nobody would be predicted."""
+    empty = np.empty((0, 1), np.float32)
+    rewritten(head, **{"fc/fc/weights": empty, "fc/fc/means": empty[:, 0]})
+    with pytest.raises(BadDataError, match=r"head\.npz: .*nothing in a kind of features"):
         read_heads(head)
 
 
