@@ -46,6 +46,8 @@ def set_up_libraries(work_dir: Path, threads: int = 1) -> None:
         # A user id without a name and HOME: PyBIDS and others don't import without a home.
         os.environ["HOME"] = str(work_dir.resolve())
     _find_temporary_folder(work_dir)
+    # Nipype's plugins of schedulers name jobs by it; a call that is no login has none.
+    os.environ.setdefault("LOGNAME", str(os.getuid()))
     os.environ["NO_ET"] = "1"
     os.environ["NIPYPE_NO_ET"] = "1"
     os.environ.setdefault("NIPYPE_CONFIG_DIR", str(work_dir.resolve() / "nipype"))
