@@ -48,6 +48,8 @@ OPTIONS = {
     "omp_nthreads": (["--omp-nthreads", "2"], 2),
     "mem_gb": (["--mem-gb", "4"], 4.0),
     "use_plugin": (["--use-plugin", "p.yml"], Path("p.yml")),
+    "write_slurm": (["--write-slurm", "job.sh"], Path("job.sh")),
+    "slurm_throttle": (["--slurm-throttle", "5"], 5),
     "bids_database_dir": (["--bids-database-dir", "db"], Path("db")),
     "skip_bids_validation": (["--skip-bids-validation"], True),
     "stop_on_first_crash": (["--stop-on-first-crash"], True),

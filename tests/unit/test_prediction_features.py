@@ -243,7 +243,7 @@ def test_each_sidecar_is_read_once(out, monkeypatch):
     write_run(out, "01", STUB, embedding=STUB, similarity=STUB)
     write_scan(out, "01", STUB, embedding=STUB)
     loads, texts = json.loads, []
-    monkeypatch.setattr(json, "loads", lambda text: texts.append(text) or loads(text))
+    monkeypatch.setattr(json, "loads", lambda text, **how: texts.append(text) or loads(text, **how))
     check_consistent(take_inventory(out))
     assert len(texts) == 7  # all but the one of the table of quality
 
