@@ -29,19 +29,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
+from measure import CommandCost, run_command
 
 from bsym_bids.dwi.records import PlacedAnatomy, PreparedDwi
 from bsym_bids.simulation.diffusion import (
@@ -55,7 +52,6 @@ from bsym_bids.simulation.diffusion_files import write_phantom
 
 FOLKLORE = 10_000_000  # streamlines
 REPEATED = (5_000, 20_000, 80_000)  # streamlines
-_POLL = 0.2  # seconds
 
 
 def main() -> None:
@@ -113,7 +109,7 @@ def compare(
             options = ["--engine", engine, "--preset", preset]
             if arguments.streamlines:
                 options += ["--streamlines", str(arguments.streamlines)]
-            cost = run_command(folder / "bids", out, options)
+            cost = run_participant_level(folder / "bids", out, options)
             report_cost(out, cost, f"{engine} {preset}")
             for desc, score in scores_of(out, phantom):
                 print(f"  {desc}: AUC {score.auc:.3f}, r {score.r:.3f}", flush=True)
@@ -139,49 +135,9 @@ def summarise(scores: Mapping[str, Sequence[Score]]) -> None:
         print(f"  {what}: {', '.join(parts)}")
 
 
-@dataclass
-class Cost:
-    """Wall time, peak memory of all processes together, and wall time of the tracking alone."""
-
-    seconds: float = 0.0
-    megabytes: float = 0.0
-    tracking: float = 0.0
-
-
-def run_command(bids: Path, out: Path, options: Sequence[str]) -> Cost:
+def run_participant_level(bids: Path, out: Path, options: Sequence[str]) -> CommandCost:
     program = Path(sys.executable).with_name("bsym-bids")
-    command = [program, bids, out, "participant", "--model", "bsym-sim-v1", *options]
-    cost = Cost()
-    with watched_memory(cost):
-        started = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        cost.seconds = time.perf_counter() - started
-    cost.tracking = step_seconds(next((out / "logs").glob("*.log")), "track")
-    return cost
-
-
-@contextmanager
-def watched_memory(cost: Cost) -> Iterator[None]:
-    """Note the largest sum of the memory of all children, shared pages shared out (PSS)."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(_POLL):
-            total = 0
-            for child in psutil.Process().children(recursive=True):
-                try:
-                    total += child.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            cost.megabytes = max(cost.megabytes, total / 1e6)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
+    return run_command([program, bids, out, "participant", "--model", "bsym-sim-v1", *options])
 
 
 def step_seconds(log: Path, step: str) -> float:
@@ -194,14 +150,15 @@ def step_seconds(log: Path, step: str) -> float:
     return (times["end"] - times["start"]).total_seconds()
 
 
-def report_cost(out: Path, cost: Cost, name: str) -> None:
+def report_cost(out: Path, cost: CommandCost, name: str) -> None:
+    tracking = step_seconds(next((out / "logs").glob("*.log")), "track")
     (quality,) = out.glob("sub-01/dwi/*_desc-scan_qc.tsv")
     row = pd.read_csv(quality, sep="\t").iloc[0]
     n = int(row["streamlines"])
-    print(f"{name}: {cost.seconds:.0f} s (tracking {cost.tracking:.0f} s), {cost.megabytes:.0f} MB")
+    print(f"{name}: {cost.seconds:.0f} s (tracking {tracking:.0f} s), {cost.megabytes:.0f} MB")
     print(f"  {n} streamlines, sampling reliability {row['sampling_reliability']:.3f}")
     # The rate includes what SIFT2 takes to start, which would not grow.
-    rest = cost.tracking * (FOLKLORE / n - 1)
+    rest = tracking * (FOLKLORE / n - 1)
     print(
         f"  10 million streamlines would have taken at most {rest / 60:.0f} min more, "
         f"{(cost.seconds + rest) / cost.seconds:.1f} times as long, at the same rate"
@@ -218,7 +175,7 @@ def compare_repeats(folder: Path, engines: Sequence[str]) -> None:
             outs = [folder / f"{engine}_{n}_{seed}" for seed in (1, 2)]
             for seed, out in enumerate(outs, start=1):
                 options = ["--engine", engine, "--preset", "fast", "--streamlines", str(n)]
-                run_command(folder / "bids", out, [*options, "--seed", str(seed)])
+                run_participant_level(folder / "bids", out, [*options, "--seed", str(seed)])
             (quality,) = outs[0].glob("sub-01/dwi/*_desc-scan_qc.tsv")
             said = pd.read_csv(quality, sep="\t")["sampling_reliability"].iloc[0]
             pairs = [read_pairs(out, "count") for out in outs]

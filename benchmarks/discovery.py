@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from measure import CommandCost, run_command
 
 FMRIPREP = "derivatives/fmriprep"
 QSIPREP = "derivatives/qsiprep"
@@ -33,15 +31,6 @@ _CONFOUNDS = (
     *(f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"),
     *("csf", "white_matter", "global_signal", "framewise_displacement", "dvars"),
 )
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a process cost: seconds by the clock, of processors, and peak memory in 10^6 bytes."""
-
-    seconds: float
-    processor: float
-    megabytes: float
 
 
 def main() -> None:
@@ -98,7 +87,7 @@ def make(folder: Path, participants: int, sessions: int) -> None:
     show(f"making {participants} x {sessions} sessions", cost)
 
 
-def show(name: str, cost: Cost) -> None:
+def show(name: str, cost: CommandCost) -> None:
     print(
         f"{name:28} {cost.seconds:7.1f} s {cost.processor:7.1f} s of processors "
         f"{cost.megabytes:6.0f} MB",
@@ -106,23 +95,15 @@ def show(name: str, cost: Cost) -> None:
     )
 
 
-def plan(data: Path, out: Path, *options: str) -> Cost:
+def plan(data: Path, out: Path, *options: str) -> CommandCost:
     """Plan a dataset by the command, and return what all of that cost."""
     call = ("-m", "bsym_bids.cli", data, out, "participant", "--dry-run", "--model", "bsym-sim-v1")
     return run(*call, *options)
 
 
-def run(*arguments: object) -> Cost:
+def run(*arguments: object) -> CommandCost:
     """Run Python and return what it cost."""
-    call = [sys.executable, *map(str, arguments)]
-    started = time.perf_counter()
-    process = subprocess.Popen(call, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
-    if status:
-        raise SystemExit(f"{call}: exit code {os.waitstatus_to_exitcode(status)}")
-    # Linux gives the peak in KiB, and counts a parent's memory towards it: this one has little.
-    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6)
+    return run_command([sys.executable, *arguments])
 
 
 def index_with_pybids(data: Path, metadata: bool) -> None:

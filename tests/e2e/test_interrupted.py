@@ -66,13 +66,22 @@ def can_mount() -> bool:
     ("where", "files"),
     [("out", 14), ("out", 45), ("out", 62), ("work", 4), ("work", 22)],
 )
-def test_full_file_system_is_explained(dataset, small_model, tmp_path, where, files):
+def test_full_file_system_is_explained_and_the_next_run_goes_on(
+    dataset, small_model, tmp_path, where, files
+):
     """The disk is full for Nipype too, and for the log, the crash files and the summary."""
-    full = tmp_path / "full"
+    full, kept = tmp_path / "full", tmp_path / "kept"
     full.mkdir()
     out = full if where == "out" else tmp_path / "out"
     work = full / "work" if where == "work" else out / "work"
-    script = f'mount -t tmpfs -o size=200m,nr_inodes={files} full {full} && exec "$@"'
+    script = f"""
+        mount -t tmpfs -o size=200m,nr_inodes={files} full {full} || exit 70
+        "$@"
+        code=$?
+        find {out} {full} -name '*.part'
+        mount -o remount,nr_inodes=100000 {full} && "$@" 2>&1 && cp -r {out} {kept}
+        exit $code
+    """
     call = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
     call += [PROGRAM, dataset, out, "participant", *small_model, *ONE, "-w", work]
     call.append("--skip-reports")
@@ -81,6 +90,9 @@ def test_full_file_system_is_explained(dataset, small_model, tmp_path, where, fi
     assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
     assert "No space left on device" in done.stderr and "hint" in done.stderr
     assert "1 failed" in done.stderr or files < 15  # or it did not even start
+    assert ".part" not in done.stdout
+    assert "1 done" in done.stdout
+    assert len(data_files(kept)) == len(SURE)
 
 
 def test_memory_that_does_not_suffice_is_explained(dataset, tmp_path):
