@@ -477,6 +477,7 @@ def _check_together(config: RunConfig) -> None:
         raise UsageError(
             "--reports-only and --skip-reports contradict each other", hint="give one of them"
         )
+    _check_script(config)
     for name in _UNTIL:
         if config.streamlines is not None and getattr(config, name) is not None:
             raise UsageError(
@@ -490,6 +491,24 @@ def _check_together(config: RunConfig) -> None:
                 f"--{name.replace('_', '-')} chooses BOLD runs, but --modalities leaves them out",
                 hint="scans are chosen by --participant-label, --session-label and "
                 "--bids-filter-file",
+            )
+
+
+def _check_script(config: RunConfig) -> None:
+    """Refuse to write a script instead of what is asked for besides."""
+    if config.write_slurm is None:
+        return
+    if config.analysis_level != "participant":
+        raise UsageError(
+            "--write-slurm is of the participant level; the script has a job for the group level",
+            hint="write it with participant, and say in GROUP_OPTIONS of the script what the group "
+            "level shall do",
+        )
+    for name in ("dry_run", "reports_only", "use_plugin"):
+        if getattr(config, name):
+            raise UsageError(
+                f"--write-slurm and --{name.replace('_', '-')} exclude each other",
+                hint="give one of them",
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -17,8 +18,10 @@ import yaml
 
 from bsym_bids import __version__
 from bsym_bids.config import RunConfig
+from bsym_bids.errors import UsageError
 
-#: Settings that tasks get from the scheduler, and those of the call that writes the script.
+#: Settings that tasks get from the scheduler, and those of the call that writes the script. A
+#: task that emptied the work folder would throw away what the one before it had finished.
 _NOT_PASSED_ON = (
     "bids_dir",
     "output_dir",
@@ -28,10 +31,27 @@ _NOT_PASSED_ON = (
     "mem_gb",
     "write_slurm",
     "slurm_throttle",
-    "dry_run",
+    "clean_workdir",
 )
 #: What the group level takes of the settings of the participant level.
-_OF_BOTH_LEVELS = ("model", "model_dir", "work_dir", "seed", "verbose")
+_OF_BOTH_LEVELS = (
+    "session_label",
+    "task_id",
+    "run_id",
+    "bids_filter_file",
+    "modalities",
+    "model",
+    "model_dir",
+    "model_tr",
+    "window_step",
+    "work_dir",
+    "skip_reports",
+    "seed",
+    "verbose",
+)
+#: Variables that tell where models and FSL are, which have to be the same in jobs.
+_VARIABLES = ("BSYM_MODEL_HOME", "BSYM_OFFLINE", "XDG_CACHE_HOME", "FSLDIR")
+_CONTAINERS = ("apptainer", "singularity")
 _OWN_SHARE = 0.9  # of a job's memory, that steps may use: the rest is for what starts them
 
 
@@ -75,13 +95,15 @@ def submission_script(config: RunConfig, work: Sequence[ParticipantWork]) -> str
     """Return a Bash script that submits array jobs and, after them, the group level.
 
     Participants with diffusion scans have an array of their own, since they need many times as
-    much. With more people than an array has indices, a task has several, one after the other.
+    much. With more people than an array has indices, a task has several, one after the other. Time
+    is asked for by the task that has the most to do, since it is the same for all of an array.
 
     Parameters
     ----------
     config : RunConfig
-        Settings with absolute paths and with the model that tasks shall use; ``nprocs`` and
-        ``mem_gb`` are what tasks ask for instead of the defaults.
+        Settings with absolute paths, and with the model and the engine that tasks shall use, so
+        that none chooses anew; ``nprocs`` and ``mem_gb`` are what jobs ask for instead of the
+        defaults.
     work : sequence of ParticipantWork
         Who is to be processed.
 
@@ -89,6 +111,11 @@ def submission_script(config: RunConfig, work: Sequence[ParticipantWork]) -> str
     -------
     str
         The script. Its arguments are handed on to ``sbatch``.
+
+    Raises
+    ------
+    UsageError
+        In a container in which folders have other names than outside, where jobs start.
     """
     policy = _policy()
     bold = [one for one in work if not one.n_scans]
@@ -98,7 +125,7 @@ def submission_script(config: RunConfig, work: Sequence[ParticipantWork]) -> str
         if not people:
             continue
         per_task = math.ceil(len(people) / int(policy["tasks"]))
-        minutes = per_task * max(_minutes(one, policy) for one in people)
+        minutes = _longest([_minutes(one, policy) for one in people], per_task)
         asked = _resources(policy[name], config, minutes)
         labels = " ".join(shlex.quote(one.label) for one in people)
         lists.append(f"{name}=({labels})")
@@ -112,6 +139,7 @@ def submission_script(config: RunConfig, work: Sequence[ParticipantWork]) -> str
         "command": _quoted(bsym_command()),
         "bids_dir": shlex.quote(str(config.bids_dir)),
         "output_dir": shlex.quote(str(config.output_dir)),
+        "variables": "\n".join(_exports()),
         "options": _quoted(arguments_of(config, leave_out=_NOT_PASSED_ON)),
         "group_options": _quoted(arguments_of(config, only=_OF_BOTH_LEVELS)),
         "throttle": str(config.slurm_throttle),
@@ -119,9 +147,12 @@ def submission_script(config: RunConfig, work: Sequence[ParticipantWork]) -> str
         "submissions": "\n".join(submissions),
         "group": _words(_resources(group, config, minutes)),
     }
-    for name, value in blanks.items():
-        text = text.replace(f"@{name}@", value)
-    return text
+    return re.sub("@([a-z_]+)@", lambda blank: blanks[blank[1]], text)
+
+
+def _longest(minutes: Sequence[float], per_task: int) -> float:
+    """Return the time of the task that takes longest."""
+    return max(sum(minutes[n : n + per_task]) for n in range(0, len(minutes), per_task))
 
 
 def arguments_of(
@@ -163,17 +194,45 @@ def arguments_of(
 
 
 def bsym_command() -> list[str]:
-    """Return the words that start bsym-bids as it was started here, in its container as well."""
-    for program in ("apptainer", "singularity"):
+    """Return the words that start bsym-bids as it was started here, in its container as well.
+
+    Raises
+    ------
+    UsageError
+        A folder has another name in the container: jobs start outside of it.
+    """
+    for program in _CONTAINERS:
         image = os.environ.get(f"{program.upper()}_CONTAINER")
         if image:
-            binds = os.environ.get(f"{program.upper()}_BIND")
+            binds = os.environ.get(f"{program.upper()}_BIND", "")
+            _check_binds(binds)
             return [program, "run", "--cleanenv", *(["--bind", binds] if binds else []), image]
     started = Path(sys.argv[0])
-    found = shutil.which("bsym-bids")
     if started.name == "bsym-bids" and started.exists():
         return [str(started.absolute())]
+    beside = Path(sys.executable).with_name("bsym-bids")
+    found = str(beside) if beside.exists() else shutil.which("bsym-bids")
     return [found] if found else [sys.executable, "-m", "bsym_bids.cli"]
+
+
+def _check_binds(binds: str) -> None:
+    for bind in filter(None, binds.split(",")):
+        source, _, rest = bind.partition(":")
+        target = rest.partition(":")[0]
+        if not source.startswith("/") or target not in ("", source):
+            raise UsageError(
+                f"the script's jobs start outside of this container, where {target or source} is "
+                f"{source}",
+                hint=f"bind folders under their own names, as in --bind {Path(source).absolute()}",
+            )
+
+
+def _exports() -> list[str]:
+    """Return the lines that give jobs the variables of this call; a container has its own."""
+    if any(f"{program.upper()}_CONTAINER" in os.environ for program in _CONTAINERS):
+        return []
+    given = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
+    return [f"export {name}={shlex.quote(value)}" for name, value in given.items()]
 
 
 def _policy() -> Mapping[str, Any]:

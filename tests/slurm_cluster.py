@@ -92,14 +92,14 @@ class SlurmCluster:
 
     def __enter__(self) -> SlurmCluster:
         munge = self.folder / "munge"
-        self._start(
-            *("munged", "--foreground", "--force", f"--key-file={munge / 'key'}"),
-            *(f"--socket={munge / 'socket'}", f"--pid-file={munge / 'pid'}"),
-            *(f"--seed-file={munge / 'seed'}", f"--log-file={munge / 'log'}"),
-        )
-        self._start("slurmctld", "-D")
-        self._start("slurmd", "-D")
         try:
+            self._start(
+                *("munged", "--foreground", "--force", f"--key-file={munge / 'key'}"),
+                *(f"--socket={munge / 'socket'}", f"--pid-file={munge / 'pid'}"),
+                *(f"--seed-file={munge / 'seed'}", f"--log-file={munge / 'log'}"),
+            )
+            self._start("slurmctld", "-D")
+            self._start("slurmd", "-D")
             self._wait_until_idle()
         except BaseException:
             self.__exit__()

@@ -159,6 +159,10 @@ def call_apart(function: Callable[..., Any], *arguments: Any) -> Any:
             ) from error
 
 
+#: Plugins whose steps are processes of this machine.
+_HERE = {"local", "Linear", "Debug", "LegacyMultiProc", "MultiProc"}
+
+
 @dataclass(frozen=True)
 class PluginChoice:
     """Which Nipype plugin runs the graphs.
@@ -173,6 +177,11 @@ class PluginChoice:
 
     name: str
     arguments: dict[str, Any]
+
+    @property
+    def is_here(self) -> bool:
+        """Whether steps run on this machine, and not wherever a scheduler sends them."""
+        return self.name in _HERE
 
     def build(self, callback: StatusCallback) -> PluginBase:
         """Return the plugin, reporting every change of a node's status to ``callback``."""

@@ -123,6 +123,8 @@ def run_participant_level(config: RunConfig) -> int:
         print_plan(plan, jobs)
         return 0
     if config.write_slurm is not None:
+        if scan_settings is not None:  # no node shall choose its own
+            config = replace(config, engine=scan_settings.engine.name)
         return _write_slurm(config, config.write_slurm, plan, jobs)
     plugin = _plugin(config)
     unfinished = [job for own in jobs.values() for job in own if job.to_do]
@@ -137,12 +139,13 @@ def run_participant_level(config: RunConfig) -> int:
     ):
         _log_notes(plan)
         if config.clean_workdir:
-            _clean_work(config.scratch / WORK_ROOT, claims)
+            _clean_work(config.scratch / WORK_ROOT, claims, config.participant_label)
         todo, taken = _claim(jobs, claims)
         if release.warning:
             LOGGER.warning("%s", release.warning)
         _warn_of_deviations(todo)
-        threads = _threads(config, [job for own in todo.values() for job in own])
+        started = [job for own in todo.values() for job in own]
+        threads = _threads(config, started, plugin)
         LOGGER.info("model %s, version %s", release.name, release.version)
         LOGGER.info("plugin %s %s, %s a step", plugin.name, plugin.arguments, threads)
         LOGGER.info("work directory %s", config.scratch)
@@ -172,7 +175,7 @@ def _write_slurm(
             scans = sum(isinstance(job, ScanJob) for job in todo)
             work.append(ParticipantWork(participant.label, runs, scans))
     with explained(path):
-        path.write_text(submission_script(config, work), "utf-8")
+        path.write_text(submission_script(config, work), "utf-8", "surrogateescape")
     print(
         f"wrote {path}: {len(work)} of {len(plan.participants)} participant(s) to be processed\n"
         f"submit it: bash {path} [options of sbatch, as --account=... --partition=...]"
@@ -284,13 +287,17 @@ def _plugin(config: RunConfig) -> PluginChoice:
     return choose_plugin(config.use_plugin, processes_of(config), memory_of(config))
 
 
-def _threads(config: RunConfig, jobs: Sequence[Job]) -> Threads:
+def _threads(config: RunConfig, jobs: Sequence[Job], plugin: PluginChoice) -> Threads:
     """Return threads of one step: as asked, else what runs or scans leave idle among them.
 
-    Scans are by far the longer, so that they do not leave room for runs.
+    Scans are by far the longer, so that they do not leave room for runs. What a step has that is a
+    job of its own is not known here: it gets one thread unless more are asked for.
     """
     from bsym_bids.workflows.base import Threads
 
+    if not plugin.is_here:
+        threads = config.omp_nthreads or 1
+        return Threads(threads, threads)
     processes = processes_of(config)
     scans = sum(isinstance(job, ScanJob) for job in jobs)
     runs = sum(isinstance(job, RunJob) for job in jobs)
@@ -337,10 +344,17 @@ def _missing_bytes(work: Path, job: ScanJob) -> int:
     return max(needed - there, 0)
 
 
-def _clean_work(root: Path, claims: Claims) -> None:
-    """Remove what earlier runs left in the work folder, but not what another process works on."""
+def _clean_work(root: Path, claims: Claims, labels: Collection[str]) -> None:
+    """Remove what earlier runs left in the work folder, but not what another process works on.
+
+    Of some participants, where these alone were asked for.
+    """
+    from bsym_bids.workflows.base import participant_name
+
+    names = set(map(participant_name, labels))
     for folder in sorted(root.glob("sub_*/*")):
-        if folder.is_dir() and claims.claim(folder.name):
+        is_asked_for = not names or folder.parent.name in names
+        if is_asked_for and folder.is_dir() and claims.claim(folder.name):
             with explained(folder):
                 shutil.rmtree(folder)
             claims.release(folder.name)

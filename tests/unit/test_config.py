@@ -99,16 +99,20 @@ def test_option_reaches_its_setting(name):
 
 # Options that contradict each other.
 EITHER = {"reliability", "max_streamlines", "task_id", "run_id"}
-EITHER |= {"state", "apply_head", "harmonize", "reports_only"}
+EITHER |= {"state", "apply_head", "harmonize", "reports_only", "write_slurm"}
 OR = {"streamlines", "modalities", "state", "apply_head", "save_head", "skip_reports"}
+OR |= {"write_slurm"}
+SCRIPT = set(OPTIONS) - {"write_slurm", "slurm_throttle", "participant_label"}
 
 
-@pytest.mark.parametrize("without", [EITHER, OR])
-def test_written_settings_repeat_the_run(tmp_path, without):
+@pytest.mark.parametrize(
+    ("level", "without"), [("group", EITHER), ("group", OR), ("participant", SCRIPT)]
+)
+def test_written_settings_repeat_the_run(tmp_path, level, without):
     arguments = [
         word for name, (words, _) in OPTIONS.items() if name not in without for word in words
     ]
-    call = [*CALL[:2], "group"]
+    call = [*CALL[:2], level]
     config = parse_config([*call, *arguments])
     write_toml(config, tmp_path / "run.toml")
     assert parse_config([*call, "--config", str(tmp_path / "run.toml")]) == config

@@ -34,6 +34,13 @@ def test_every_locked_package_has_hashes():
         assert "--hash=sha256:" in line, line.split("\n")[0]
 
 
+def test_what_is_locked_has_nothing_for_gpus():
+    gpu = {
+        name for name in pins("requirements.lock") if re.match("nvidia|cuda|triton|torch$", name)
+    }
+    assert gpu == set()
+
+
 def test_the_image_is_made_of_the_whole_package():
     kept = set(re.findall(r"^!(\S+)", (ROOT / ".dockerignore").read_text(), re.M))
     assert kept >= {"bsym_bids", "workflows", "pyproject.toml", "README.md", "LICENSE"}

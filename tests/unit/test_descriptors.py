@@ -157,20 +157,22 @@ def test_settings_of_a_file_hold(tmp_path):
 # Options that contradict none of each other; each of all is in one of these calls.
 TOGETHER = [
     set(OPTIONS) - {"reliability", "max_streamlines", "task_id", "run_id"}
-    - {"state", "apply_head", "harmonize", "skip_reports"},
+    - {"state", "apply_head", "harmonize", "skip_reports", "write_slurm"},
     set(OPTIONS) - {"streamlines", "modalities", "predict", "apply_head", "save_head"}
-    - {"reports_only"},
+    - {"reports_only", "write_slurm"},
     {"apply_head"},
+    {"write_slurm", "slurm_throttle"},
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("names", TOGETHER, ids=["fixed", "until", "applied"])
+@pytest.mark.parametrize("names", TOGETHER, ids=["fixed", "until", "applied", "script"])
 def test_an_invocation_reaches_every_setting(names):
     # A head is kept of what is predicted: its own columns come before those of --predict.
     ordered = sorted(names, key=lambda name: name != "save_head")
     words = [word for name in ordered for word in OPTIONS[name][0]]
-    config = parse_config(command_line(invocation_of("group", words)))
-    assert config == parse_config(["in", "out", "group", *words])
+    level = "participant" if "write_slurm" in names else "group"
+    config = parse_config(command_line(invocation_of(level, words)))
+    assert config == parse_config(["in", "out", level, *words])
     assert all(getattr(config, name) == OPTIONS[name][1] for name in names)
 
 

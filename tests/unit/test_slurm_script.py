@@ -11,13 +11,18 @@ import pytest
 
 from bsym_bids.cli import parse_config
 from bsym_bids.config import RunConfig
+from bsym_bids.errors import UsageError
 from bsym_bids.slurm import ParticipantWork, arguments_of, bsym_command, submission_script
 
 CONFIG = RunConfig(Path("/data in"), Path("/out"), "participant")
-#: Stands for sbatch: prints a number, as with --parsable, and keeps what it was called with.
+#: Stand for sbatch and scancel: keep what they were called with; a number, as with --parsable.
 SBATCH = """#!/bin/bash
 echo "$@" >> {log}
-grep -c . {log}
+[[ "$*" = *--job-name=bsym-$REFUSED* ]] && exit 1
+[[ "$*" = *--test-only* ]] || grep -c . {log}
+"""
+SCANCEL = """#!/bin/bash
+echo "cancelled $@" >> {log}
 """
 
 
@@ -38,18 +43,27 @@ def test_options_give_the_settings_they_were_made_of(words):
     assert again == config
 
 
-def submit(tmp_path: Path, script: str, *options: str) -> list[str]:
-    """Run a script with a command in place of sbatch and return how that was called."""
-    log, program, file = tmp_path / "log", tmp_path / "bin" / "sbatch", tmp_path / "the jobs.sh"
-    program.parent.mkdir(exist_ok=True)
-    program.write_text(SBATCH.format(log=log))
-    program.chmod(0o755)
-    file.write_text(script)
-    environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+def call_script(
+    tmp_path: Path, script: str, *options: str, refused: str = "none"
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run a script with commands in place of SLURM's; return its end, and how they were called."""
+    log, folder, file = tmp_path / "log", tmp_path / "bin", tmp_path / "the jobs.sh"
+    folder.mkdir(exist_ok=True)
+    for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
+        (folder / name).write_text(text.format(log=log))
+        (folder / name).chmod(0o755)
+    file.write_text(script, errors="surrogateescape")
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "REFUSED": refused}
     call = ["bash", str(file), *options]
-    done = subprocess.run(call, env=environment, capture_output=True, text=True)
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, errors="replace")
+    return done, log.read_text(errors="replace").splitlines()
+
+
+def submit(tmp_path: Path, script: str, *options: str) -> list[str]:
+    """Return how sbatch was called by a script."""
+    done, calls = call_script(tmp_path, script, *options)
     assert done.returncode == 0, done.stderr
-    return log.read_text().splitlines()
+    return calls
 
 
 def test_those_with_scans_have_an_array_of_their_own(tmp_path):
@@ -62,6 +76,35 @@ def test_those_with_scans_have_an_array_of_their_own(tmp_path):
     assert all("--account=me" in call for call in (bold, dwi, group))
     minutes = [int(call.split("--time=")[1].split()[0]) for call in (bold, dwi)]
     assert minutes[0] < minutes[1]
+
+
+def test_nothing_stays_queued_where_not_all_is_taken(tmp_path):
+    config = replace(CONFIG, output_dir=tmp_path / "out")
+    script = submission_script(config, [ParticipantWork("01", 2, 0), ParticipantWork("02", 0, 1)])
+    done, calls = call_script(tmp_path, script, refused="group")
+    assert done.returncode == 1 and "cancelling 1 2" in done.stderr
+    assert calls[-1] == "cancelled 1 2"
+
+
+def test_a_trial_submits_nothing_that_waits(tmp_path):
+    config = replace(CONFIG, output_dir=tmp_path / "out")
+    script = submission_script(config, [ParticipantWork("01", 2, 0)])
+    assert not any("--dependency" in call for call in submit(tmp_path, script, "--test-only"))
+
+
+def test_time_is_that_of_the_task_with_most_to_do(tmp_path):
+    config = replace(CONFIG, output_dir=tmp_path / "out")
+    one, three = ParticipantWork("1", 1, 0), ParticipantWork("3", 3, 0)
+
+    def minutes(work: list[ParticipantWork]) -> int:
+        (tmp_path / "log").unlink(missing_ok=True)
+        bold, _ = submit(tmp_path, submission_script(config, work))
+        return int(bold.split("--time=")[1].split()[0])
+
+    single, longer = minutes([one]), minutes([one, three])
+    assert single < longer
+    assert minutes([one] * 1500) == 2 * single
+    assert minutes([one] * 1499 + [three]) == single + longer
 
 
 def test_without_anyone_there_is_the_group_level(tmp_path):
@@ -129,9 +172,61 @@ def test_a_task_has_the_settings_of_the_call(tmp_path):
     assert (group.model, group.model_dir, group.mem_gb) == ("small", config.model_dir, 10.8)
 
 
+def test_names_are_what_they_are(tmp_path):
+    out = tmp_path / "@group@ 100%j caf\udce9"
+    config = replace(CONFIG, output_dir=out)
+    bold, group = submit(tmp_path, submission_script(config, [ParticipantWork("01", 1, 0)]))
+    assert f"--output={tmp_path}/@group@ 100%%j" in bold
+    assert (out / "logs" / "slurm").is_dir()
+    assert group.startswith("--parsable --job-name=bsym-group")
+
+
+def test_no_task_empties_the_work_folder_that_others_share():
+    config = replace(CONFIG, clean_workdir=True)
+    assert "--clean-workdir" not in submission_script(config, [ParticipantWork("01", 1, 0)])
+
+
+def test_the_group_level_takes_the_same_outputs(tmp_path):
+    given = ["--session-label", "a", "--modalities", "bold", "--window-step", "50"]
+    given += ["--skip-reports", "--model", "m", "--seed", "3"]
+    config = parse_config(["/data", str(tmp_path), "participant", *given])
+    script = submission_script(config, [ParticipantWork("01", 1, 0)])
+    group = parse_config(run_task(tmp_path, script, "group", "10.8"))
+    expected = replace(config, analysis_level="group", nprocs=2, mem_gb=10.8)
+    assert group == expected
+
+
+def test_jobs_find_models_where_this_call_does(monkeypatch):
+    monkeypatch.setenv("BSYM_MODEL_HOME", "/models of us")
+    monkeypatch.setenv("SECRET", "x")
+    script = submission_script(CONFIG, [])
+    assert "export BSYM_MODEL_HOME='/models of us'" in script
+    assert "SECRET" not in script
+    monkeypatch.setenv("APPTAINER_CONTAINER", "/images/bsym.sif")  # which has its own
+    assert "BSYM_MODEL_HOME" not in submission_script(CONFIG, [])
+
+
+@pytest.mark.parametrize("binds", ["/lustre/me/out:/out", "/data,out", "/a:/a:ro,/b:/c:ro"])
+def test_folders_have_the_same_names_in_and_outside_of_a_container(monkeypatch, binds):
+    monkeypatch.setenv("APPTAINER_CONTAINER", "/images/bsym.sif")
+    monkeypatch.setenv("APPTAINER_BIND", binds)
+    with pytest.raises(UsageError, match="outside of this container") as raised:
+        submission_script(CONFIG, [])
+    assert "bind folders under their own names" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "words", [["group"], *(["participant", option] for option in ("--dry-run", "--reports-only"))]
+)
+def test_a_script_is_not_written_beside_something_else(words):
+    level, *options = words
+    with pytest.raises(UsageError, match="--write-slurm"):
+        parse_config(["/data", "/out", level, *options, "--write-slurm", "x.sh"])
+
+
 def test_a_container_is_started_as_a_container(monkeypatch):
     monkeypatch.setenv("APPTAINER_CONTAINER", "/images/bsym.sif")
-    monkeypatch.setenv("APPTAINER_BIND", "/data,/out")
+    monkeypatch.setenv("APPTAINER_BIND", "/data:/data:ro,/out")
     assert bsym_command() == [
-        *("apptainer", "run", "--cleanenv", "--bind", "/data,/out", "/images/bsym.sif")
+        *("apptainer", "run", "--cleanenv", "--bind", "/data:/data:ro,/out", "/images/bsym.sif")
     ]
