@@ -38,7 +38,7 @@ def _group_limits() -> Iterator[int]:
 
 def _limit_files() -> Iterator[Path]:
     try:
-        lines = _MEMBERSHIP.read_text().splitlines()
+        lines = _MEMBERSHIP.read_text(errors="surrogateescape").splitlines()
     except OSError:
         lines = []
     yield _GROUPS / "memory.max"  # of a container, which sees its own as the root

@@ -45,7 +45,6 @@ _OF_BOTH_LEVELS = (
     "model_tr",
     "window_step",
     "work_dir",
-    "skip_reports",
     "seed",
     "verbose",
 )

@@ -30,7 +30,7 @@ JSON_BYTES = 1 << 26
 #: Bytes of the largest recipe or card, which people write by hand: YAML takes 15 s a MB.
 YAML_BYTES = 1 << 17
 #: Bytes of the largest file of settings: it may name every participant.
-TOML_BYTES = 1 << 22
+TOML_BYTES = 1 << 20
 #: Bytes of the largest text of numbers.
 TEXT_BYTES = 1 << 26
 #: Bytes of all arrays of the largest archive; those of large cohorts have a tenth.
@@ -155,7 +155,9 @@ def try_apart(read: Callable[[], object], seconds: int = 20) -> None:
         try:
             faulthandler.disable()
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+            _, most = resource.getrlimit(resource.RLIMIT_CPU)
+            least = seconds if most == resource.RLIM_INFINITY else min(seconds, most)
+            resource.setrlimit(resource.RLIMIT_CPU, (least, least))
             with suppress(Exception):
                 read()
         finally:
@@ -343,11 +345,19 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     import tomllib
 
     try:
-        document = tomllib.loads(read_text(path, TOML_BYTES))
+        text = read_text(path, TOML_BYTES)
+        if any(key.count(".") > DEEPEST for line in text.splitlines() for key in _keys(line)):
+            raise _too_deep()  # for which TOML takes memory by the square of the length
+        document = tomllib.loads(text)
         _check(document)
     except RecursionError:
         raise _too_deep() from None
     return document
+
+
+def _keys(line: str) -> list[str]:
+    """Return what there is in a line of TOML before each equals sign, or its brackets."""
+    return [line] if line.lstrip().startswith("[") else line.split("=")[:-1]
 
 
 # --- archives of arrays --------------------------------------------------------------------------

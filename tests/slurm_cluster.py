@@ -40,6 +40,7 @@ JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/completed
 JobRequeue=1
 MinJobAge=300
+KillWait=5
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -123,6 +124,14 @@ class SlurmCluster:
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def wait_for_start(self, job: str, made: Path, seconds: float = 120) -> None:
+        """Wait until a job has made something, and see that it still runs."""
+        end = time.monotonic() + seconds
+        while not made.exists():
+            assert time.monotonic() < end, f"{made}: not there"
+            time.sleep(0.1)
+        assert self.call("squeue", "--noheader", f"--jobs={job}", "--format=%T") == "RUNNING\n"
 
     def wait_for_jobs(self, seconds: float) -> None:
         """Wait until no job is left in the queue."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bsym_bids.config import RunConfig, write_toml
 from bsym_bids.machine import memory_bytes
-from bsym_bids.outputs.publish import explained
+from bsym_bids.outputs.publish import explained, make_folder
 from bsym_bids.untrusted import escaped
 
 LOGGER = logging.getLogger("bsym_bids")
@@ -63,8 +63,11 @@ def _find_temporary_folder(work_dir: Path) -> None:
     Containers with a read-only root have no writable ``/tmp``, and Python then takes the folder
     that it was started in, which may be anybody's.
     """
+    wanted = [os.environ.get(name) or "/" for name in ("TMPDIR", "TEMP", "TMP")]
+    usual = {os.path.abspath(place) for place in (*wanted, "/tmp", "/var/tmp", "/usr/tmp")}
     try:
-        usable = tempfile.gettempdir() != os.getcwd()
+        found = tempfile.gettempdir()
+        usable = found in usual or found != os.getcwd()
     except FileNotFoundError:  # not even the present folder
         usable = False
     if not usable:
@@ -109,7 +112,7 @@ def run_log(config: RunConfig) -> Iterator[str]:
     logs = config.output_dir / "logs"
     run_id = f"{time.strftime('%Y%m%dT%H%M%S')}_{uuid.uuid4().hex[:8]}"
     with explained(logs):
-        logs.mkdir(parents=True, exist_ok=True)
+        make_folder(logs)
         write_toml(config, logs / f"{run_id}_config.toml")
         handler = _LogFile(logs / f"{run_id}.log", encoding="utf-8")
     handler.setFormatter(_Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))

@@ -93,7 +93,7 @@ def run_participant_level(config: RunConfig) -> int:
     config = config.with_absolute_paths()  # the steps work in folders of their own
     set_up_libraries(config.scratch)
     set_up_console(config.verbose)
-    check_location(config.bids_dir, config.output_dir, config.scratch)
+    check_location(config.bids_dir, config.output_dir, config.scratch, config.bids_database_dir)
     strategy = load_strategy(config.nuisance)
     model = config.model or default_model_name()
     config = replace(config, model=model)
@@ -129,7 +129,7 @@ def run_participant_level(config: RunConfig) -> int:
     plugin = _plugin(config)
     unfinished = [job for own in jobs.values() for job in own if job.to_do]
     _check_network(release, unfinished)
-    _prepare_folders(config, plan, unfinished)
+    _prepare_folders(config, unfinished)
     logs = config.output_dir / "logs"
     decided = _decided_by(settings, scan_settings, unfinished)
     with (
@@ -137,6 +137,7 @@ def run_participant_level(config: RunConfig) -> int:
         same_settings(logs, decided),
         Claims([logs, config.scratch]) as claims,
     ):
+        _describe(config, plan, unfinished)
         _log_notes(plan)
         if config.clean_workdir:
             _clean_work(config.scratch / WORK_ROOT, claims, config.participant_label)
@@ -240,6 +241,7 @@ def _decided_by(
     """Return what tells calls of other settings from this one, for what it will work on."""
     bold, dwi, _ = KINDS
     decided: dict[str, str | None] = {}
+    jobs = [one for job in jobs for one in (job, *job.waits_for)]  # what it reads has to stay
     if any(isinstance(job, RunJob) for job in jobs):
         decided[bold] = fingerprint(settings.timeseries, settings.embedding)
     if scan_settings is not None and any(isinstance(job, ScanJob) for job in jobs):
@@ -310,7 +312,15 @@ def _threads(config: RunConfig, jobs: Sequence[Job], plugin: PluginChoice) -> Th
     )
 
 
-def _prepare_folders(config: RunConfig, plan: Plan, jobs: Sequence[Job]) -> None:
+def _describe(config: RunConfig, plan: Plan, jobs: Sequence[Job]) -> None:
+    """Say of what datasets the outputs are, and what their columns mean."""
+    of_runs = any(isinstance(job, RunJob) for job in jobs)
+    of_scans = any(isinstance(job, ScanJob) for job in jobs)
+    links = {dataset.name: dataset.root for dataset in plan.datasets}
+    describe_dataset(config.output_dir, links, OF_ROIS if of_runs else OF_SCANS if of_scans else ())
+
+
+def _prepare_folders(config: RunConfig, jobs: Sequence[Job]) -> None:
     """Make the output and work folders, and refuse to start without the space for them."""
     output, work = config.output_dir, config.scratch
     make_writable(output)
@@ -324,8 +334,6 @@ def _prepare_folders(config: RunConfig, plan: Plan, jobs: Sequence[Job]) -> None
     missing = sorted((_missing_bytes(work, job) for job in scans), reverse=True)
     needed += sum(missing[: processes_of(config)])
     check_space(work, needed)
-    links = {dataset.name: dataset.root for dataset in plan.datasets}
-    describe_dataset(output, links, OF_ROIS if runs else OF_SCANS if scans else ())
 
 
 def _missing_bytes(work: Path, job: ScanJob) -> int:
@@ -351,10 +359,16 @@ def _clean_work(root: Path, claims: Claims, labels: Collection[str]) -> None:
     """
     from bsym_bids.workflows.base import participant_name
 
+    if root.is_symlink():
+        raise CannotCreateOutputError(
+            f"{root}: is a link, and --clean-workdir does not empty what it leads to",
+            hint="remove the link, or choose another --work-dir",
+        )
     names = set(map(participant_name, labels))
     for folder in sorted(root.glob("sub_*/*")):
         is_asked_for = not names or folder.parent.name in names
-        if is_asked_for and folder.is_dir() and claims.claim(folder.name):
+        is_link = folder.is_symlink() or folder.parent.is_symlink()
+        if is_asked_for and not is_link and folder.is_dir() and claims.claim(folder.name):
             with explained(folder):
                 shutil.rmtree(folder)
             claims.release(folder.name)

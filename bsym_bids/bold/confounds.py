@@ -34,6 +34,8 @@ _FD = "framewise_displacement"
 _NON_STEADY_STATE = "non_steady_state_outlier"
 _NOT_AVAILABLE = {"n/a", "nan", ""}
 _EXPANSION = re.compile(r"(.+?)(_derivative1)?(_power2)?")
+#: Components in the oldest tables, which are those of one mask.
+_OLDEST_COMPCOR = 6
 _NEWER_COMPCOR = {"CSF": "c_comp_cor_", "WM": "w_comp_cor_"}
 
 
@@ -253,6 +255,8 @@ def _components_of(table: _Table, mask: str, metadata: dict[str, dict]) -> list[
     names = [name for name in table.cells if newer and name.startswith(newer)]
     if not names:
         anatomical = [name for name in table.cells if name.startswith("a_comp_cor_")]
+        if not metadata and len(anatomical) > _OLDEST_COMPCOR:
+            return []  # of several masks, and nothing tells which is of which
         names = [
             name
             for name in anatomical

@@ -18,6 +18,7 @@ from bsym_bids.inputs.files import (
     entities_of,
     first_file,
     is_in_place,
+    is_there,
     is_well_named,
     join,
     metadata,
@@ -169,6 +170,9 @@ def complete(candidate: Candidate) -> BoldRun:
     entities = candidate.entities
     mask, confounds = _mask(candidate), _confounds(candidate)
     check_present((candidate.path, mask, confounds))
+    described = confounds and confounds.with_suffix(".json")
+    if described and is_there(described):  # else CompCor would take all masks for one
+        check_present((described,))
     return BoldRun(
         entities=candidate.run_entities,
         space=str(candidate.space),

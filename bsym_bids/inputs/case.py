@@ -81,11 +81,12 @@ def check_case(plan: Plan, output_dir: Path, work_dir: Path, *, is_trial: bool) 
     if not clashes and not plan.alike:
         return
     places = [place for place in (output_dir, work_dir) if folds_case(place)]
-    if not clashes and output_dir in places:
-        found = {f"sub-{one}": _namesakes(output_dir, f"sub-{one}", is_trial) for one in plan.alike}
-        clashes = {name: others for name, others in found.items() if others}
     if clashes and places:
         raise _clash(clashes, places[0])
+    for place in places:
+        found = {f"sub-{one}": _namesakes(place, f"sub-{one}", is_trial) for one in plan.alike}
+        if clashes := {name: others for name, others in found.items() if others}:
+            raise _clash(clashes, place)
 
 
 def _clash(clashes: Mapping[str, Sequence[str]], place: Path) -> CannotCreateOutputError:
@@ -99,11 +100,11 @@ def _clash(clashes: Mapping[str, Sequence[str]], place: Path) -> CannotCreateOut
     )
 
 
-def _namesakes(output_dir: Path, name: str, is_trial: bool) -> tuple[str, ...]:
+def _namesakes(place: Path, name: str, is_trial: bool) -> tuple[str, ...]:
     """Return whose folder a participant would write in, by its name in other capitals."""
     with suppress(OSError):  # whoever writes there says why not
         if not is_trial:
-            (output_dir / name).mkdir(parents=True, exist_ok=True)
-        there = [other for other in os.listdir(output_dir) if other.casefold() == name.casefold()]
+            (place / name).mkdir(parents=True, exist_ok=True)
+        there = [other for other in os.listdir(place) if other.casefold() == name.casefold()]
         return tuple(other for other in there if other != name)
     return ()

@@ -14,9 +14,8 @@ import os
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bsym_bids.errors import CannotCreateOutputError
 from bsym_bids.inputs.listing import look_into
@@ -28,22 +27,22 @@ _FORMAT = 1
 _SETTLING = 5_000_000_000
 
 
-@dataclass(frozen=True)
-class KeptFolder:
+class KeptFolder(NamedTuple):
     """A folder as it was kept.
 
     Attributes
     ----------
     stamp : tuple of int
         Times of change of its list and of itself in ns, and its number on the disk. Empty if it has
-        to be looked into again: it had changed only just before, or could not be looked into.
-    files, folders : tuple of str
-        Names of files and folders in it.
+        to be looked into again: it had changed only just before, or has links that lead nowhere.
+    files, folders, lost : tuple of str
+        As of `bsym_bids.inputs.listing.Folder`; what is lost is not kept.
     """
 
     stamp: tuple[int, ...]
     files: tuple[str, ...]
     folders: tuple[str, ...]
+    lost: tuple[str, ...] = ()
 
 
 class Database:
@@ -89,7 +88,7 @@ class Database:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            if not folder.is_dir():
+            if not os.path.isdir(folder):  # which is False of what may not be looked at
                 raise CannotCreateOutputError(
                     f"{folder}: the database of {bids_dir} cannot be made: {error.strerror}",
                     "choose another folder with --bids-database-dir, or go without",
@@ -119,7 +118,7 @@ class Database:
             self._unreadable = f"{self._path(label)}: cannot be read, so it is not used: {error}"
             return {}
 
-    def renew(self, folder: Path, kept: KeptFolder | None) -> KeptFolder | None:
+    def renew(self, folder: Path, kept: KeptFolder | None) -> KeptFolder:
         """Return what there is in a folder: as it was kept if nothing changed.
 
         Parameters
@@ -129,25 +128,21 @@ class Database:
         kept : KeptFolder, optional
             What is kept of it.
 
-        Returns
-        -------
-        KeptFolder or None
-            None where there is no such folder.
+        Raises
+        ------
+        OSError
+            As `bsym_bids.inputs.listing.look_into`.
         """
-        try:
-            # Before it is looked into: what changes meanwhile then differs from the stamp.
-            now, stamp = time.time_ns(), _stamp(folder)
-        except OSError:
-            return None
+        # Before it is looked into: what changes meanwhile then differs from the stamp.
+        now, stamp = time.time_ns(), _stamp(folder)
         if kept is not None and kept.stamp and kept.stamp == stamp:
             self._unchanged += 1
             return kept
         self._changed += 1
         found = look_into(folder)
-        if found is None:
-            return KeptFolder((), (), ())  # others may be allowed to
-        is_settled = max(stamp[:2]) < now - _SETTLING
-        return KeptFolder(stamp if is_settled else (), found.files, found.folders)
+        # What a link leads to may come without a trace in the folder of the link.
+        is_settled = max(stamp[:2]) < now - _SETTLING and not found.lost
+        return KeptFolder(stamp if is_settled else (), found.files, found.folders, found.lost)
 
     def write(self, label: str, before: dict[str, KeptFolder], now: dict[str, KeptFolder]) -> None:
         """Keep the folders of a participant, unless all of that is kept already.
@@ -162,7 +157,7 @@ class Database:
         after = before | now
         if after == before or self._unwritable:
             return
-        entries = {place: [kept.stamp, kept.files, kept.folders] for place, kept in after.items()}
+        entries = {place: kept[:3] for place, kept in after.items()}
         path = self._path(label)
         part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
         try:

@@ -276,6 +276,26 @@ def files_of(dataset: Derivatives, label: str, datatype: str, part: str) -> Iter
                 yield folder / name
 
 
+def lost_folders(dataset: Derivatives, label: str, datatypes: Iterable[str]) -> Iterator[Path]:
+    """Yield the folders of a participant that are there in name only, or may not be looked into.
+
+    Parameters
+    ----------
+    dataset : Derivatives
+        The dataset.
+    label : str
+        Label of the participant.
+    datatypes : iterable of str
+        What is wanted of the participant: ``func``, ``dwi``, ``anat``.
+    """
+    own = dataset.root / f"sub-{label}"
+    sessions = [name for name in dataset.listing.look(own).folders if name.startswith("ses-")]
+    places = [own, *(own / session for session in sessions)]
+    for folder in (*places, *(place / name for place in places for name in datatypes)):
+        if dataset.listing.is_lost(folder):
+            yield folder
+
+
 def participants_of(dataset: Derivatives) -> set[str]:
     """Return the labels of the participant folders of a dataset."""
     names = participant_folders(dataset.root, dataset.listing)

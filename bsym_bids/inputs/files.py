@@ -97,6 +97,19 @@ def _absence(path: Path) -> InputMissingError | None:
     return None
 
 
+def why_lost(folder: Path) -> InputMissingError:
+    """Return the error for a folder that leads nowhere, or that may not be looked into."""
+    try:
+        os.stat(folder)
+    except OSError as error:
+        if error.errno in ABSENT:
+            return _absent(folder)
+    return InputMissingError(
+        f"{folder}: may not be looked into",
+        "ask for the right to read it; in a container, it has to be bound as well",
+    )
+
+
 def _absent(path: Path) -> InputMissingError:
     """Return the error for a file that was listed but is not there."""
     try:

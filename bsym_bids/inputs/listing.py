@@ -29,14 +29,22 @@ class Folder:
     ----------
     files, folders : tuple of str
         Names of files and of folders, sorted. Links count as what they lead to; those that lead
-        nowhere as files.
+        nowhere as files if they are named like one, else as folders.
+    lost : tuple of str
+        Those of the folders that are links that lead nowhere, or where one may not look.
     """
 
-    __slots__ = ("_ending", "_known", "files", "folders")
+    __slots__ = ("_ending", "_known", "files", "folders", "lost")
 
-    def __init__(self, files: tuple[str, ...] = (), folders: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        files: tuple[str, ...] = (),
+        folders: tuple[str, ...] = (),
+        lost: tuple[str, ...] = (),
+    ) -> None:
         self.files = files
         self.folders = folders
+        self.lost = lost
         self._known = frozenset(files)
         self._ending: dict[str, tuple[str, ...]] = {}
 
@@ -69,6 +77,7 @@ class Listing:
         self._folders: dict[str, Folder] = {}  # by their paths as text, which is quicker
         self._kept: dict[str, KeptFolder] = {}
         self._own: dict[str, KeptFolder] = {}
+        self._denied: set[str] = set()
         self._at_work = ""
 
     def __reduce__(self) -> tuple[type[Listing], tuple[()]]:
@@ -90,15 +99,25 @@ class Listing:
             self._folders[place] = self._take(folder, place)
         return self._folders[place]
 
+    def is_lost(self, folder: Path) -> bool:
+        """Tell whether a folder is a link that leads nowhere, or may not be looked into."""
+        is_link = folder.name in self.look(folder.parent).lost
+        return is_link or (self.look(folder) is _EMPTY and os.fspath(folder) in self._denied)
+
     def _take(self, folder: Path, place: str) -> Folder:
         """Return a folder as it was kept, or look into it."""
-        if self._database is None or not _is_of(self._at_work, place):
-            return look_into(folder) or _EMPTY
-        found = self._database.renew(folder, self._kept.get(place))
-        if found is None:
-            return _EMPTY
-        self._own[place] = found
-        return Folder(found.files, found.folders)
+        try:
+            if self._database is None or not _is_of(self._at_work, place):
+                return look_into(folder)
+            self._own[place] = self._database.renew(folder, self._kept.get(place))
+            return Folder(*self._own[place][1:])
+        except PermissionError:
+            LOGGER.warning("%s: may not be looked into, so nothing of it is used", folder)
+            self._denied.add(place)
+        except OSError as error:
+            if error.errno not in ABSENT:
+                raise
+        return _EMPTY
 
     @contextmanager
     def of_participant(self, label: str) -> Iterator[None]:
@@ -125,6 +144,7 @@ class Listing:
     def _forget(self, name: str) -> None:
         for place in [place for place in self._folders if _is_of(name, place)]:
             del self._folders[place]
+        self._denied = {place for place in self._denied if not _is_of(name, place)}
 
     def forget(self) -> None:
         """Forget everything."""
@@ -166,36 +186,36 @@ def _is_of(name: str, place: str) -> bool:
     return bool(name) and f"{os.sep}{name}{os.sep}" in f"{place}{os.sep}"
 
 
-def look_into(folder: Path) -> Folder | None:
-    """Return what there is in a folder; nothing where there is none, None where one may not look.
+def look_into(folder: Path) -> Folder:
+    """Return what there is in a folder.
 
     Raises
     ------
     OSError
-        The file system fails.
+        There is none, one may not look, or the file system fails.
     """
-    files, folders = [], []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if _is_folder(entry) else files).append(entry.name)
-    except PermissionError:
-        LOGGER.warning("%s: may not be looked into, so nothing of it is used", folder)
-        return None
-    except OSError as error:
-        if error.errno not in ABSENT:
-            raise
-        return _EMPTY
-    return Folder(tuple(sorted(files)), tuple(sorted(folders)))
+    files, folders, lost = [], [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                is_folder = _is_folder(entry)
+                (folders if is_folder is not False else files).append(entry.name)
+                if is_folder is None:
+                    lost.append(entry.name)
+    return Folder(tuple(sorted(files)), tuple(sorted(folders)), tuple(sorted(lost)))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Tell whether an entry is a folder or leads to one."""
+def _is_folder(entry: os.DirEntry[str]) -> bool | None:
+    """Tell whether an entry is a folder or leads to one; None for what cannot be told."""
     # All files of a datalad dataset are links, and following them takes longer than all else.
-    if entry.is_symlink() and _FILE.search(entry.name):
+    is_link = entry.is_symlink()
+    if is_link and _FILE.search(entry.name):
         return False
     try:
-        return entry.is_dir()
+        if entry.is_dir():
+            return True
+        if is_link:
+            entry.stat()  # is_dir is False of a link that leads nowhere too
     except OSError:
-        return False
+        return None
+    return False

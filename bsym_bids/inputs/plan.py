@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bsym_bids.config import DEFAULT_SPACES, MODALITIES
@@ -29,13 +29,14 @@ from bsym_bids.inputs.datasets import (
     dwi_files,
     files_of,
     find_derivatives,
+    lost_folders,
     nothing_found,
     odd_participants,
     participants_of,
     raw_dataset,
 )
 from bsym_bids.inputs.dwi import find_scans
-from bsym_bids.inputs.files import entities_of
+from bsym_bids.inputs.files import entities_of, why_lost
 from bsym_bids.inputs.listing import Listing
 from bsym_bids.inputs.records import BoldRun, Derivatives, Participant, Plan, Skipped
 from bsym_bids.inputs.selection import Selection, check_filters, unknown_label
@@ -122,6 +123,16 @@ class _Sources:
     def _has_dwi(self, label: str) -> bool:
         files = (files_of(dataset, label, "dwi", DWI) for dataset in self.derivatives)
         return self.has_raw_dwi(label) or next(itertools.chain(*files), None) is not None
+
+    def lost(self, label: str) -> list[Path]:
+        """Return the folders of a participant that cannot be looked into though they are wanted."""
+        diffusion = ("dwi", "anat") if "dwi" in self.modalities else ()
+        functional = ("func",) if "bold" in self.modalities else ()
+        wanted = dict.fromkeys(self.derivatives, (*functional, *diffusion))
+        if diffusion:
+            wanted.setdefault(self.raw, diffusion)
+        lost = [lost_folders(dataset, label, types) for dataset, types in wanted.items()]
+        return list(itertools.chain.from_iterable(lost))
 
     def has_inputs(self, label: str) -> bool:
         """Tell whether a participant may have something to process."""
@@ -246,12 +257,14 @@ def _look_at(
 ) -> _Finding:
     """Look for all series of a participant, and decide about them."""
     has_inputs = sources.has_inputs(label)
-    if not has_inputs and not selection.participants:
+    lost = tuple(map(why_lost, sources.lost(label)))
+    if not has_inputs and not lost and not selection.participants:
         path = sources.raw.root / f"sub-{label}"
         return _Finding(None, [Skipped(path, _nothing_of(sources))], is_there=False)
     own = _candidates(label, sources, selection)
     found = _diffusion(label, sources, selection)
     participant, skipped = _participant(label, own, found, selection, spaces)
+    participant = replace(participant, problems=(*participant.problems, *lost))
     runs, scans = [one.entities for one in own], [one.entities for one in found.series]
     if participant.bold_runs or participant.dwi_scans or participant.problems:
         return _Finding(participant, skipped, runs, scans)
@@ -307,7 +320,8 @@ def _why_nothing(label: str, sources: _Sources) -> Skipped:
             )
     absent = ["no BOLD series"] * ("bold" in sources.modalities)
     absent += ["no diffusion series"] * ("dwi" in sources.modalities)
-    return Skipped(folders[0], f"{' and '.join(absent)} that is asked for")
+    where = folders[0] if folders else Path(f"sub-{label}")  # gone in the meantime
+    return Skipped(where, f"{' and '.join(absent)} that is asked for")
 
 
 def _wanted_participants(selection: Selection, sources: _Sources) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -40,7 +41,10 @@ class Job(ABC):
     @property
     def work_name(self) -> str:
         """Name of its folder in the work directory and of its graph, as Nipype takes it."""
-        return re.sub(r"\W", "_", self.kind + self.names.stem)
+        stem = self.kind + self.names.stem
+        # Else task-a+b and task-a_b would be one.
+        told = f"_{hashlib.sha256(stem.encode()).hexdigest()[:8]}" if "+" in stem else ""
+        return re.sub(r"\W", "_", stem) + told
 
     @property
     def waits_for(self) -> tuple[Job, ...]:

@@ -64,8 +64,19 @@ What could not be measured is `n/a`; no ROI is ever left out.
 """
 
 
-def check_location(bids_dir: Path, output_dir: Path, work_dir: Path) -> None:
-    """Refuse output and work folders that would mix with the input or with another dataset.
+def check_location(
+    bids_dir: Path, output_dir: Path, work_dir: Path, database_dir: Path | None = None
+) -> None:
+    """Refuse folders to write in that would mix with the input or with another dataset.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        The input.
+    output_dir, work_dir : Path
+        Output dataset and scratch folder.
+    database_dir : Path, optional
+        Where it is kept what there is in the input.
 
     Raises
     ------
@@ -77,6 +88,9 @@ def check_location(bids_dir: Path, output_dir: Path, work_dir: Path) -> None:
     example = bids_dir / "derivatives" / "bsym"
     _check_outside(bids_dir, output_dir, "output", f"choose another, for example {example}")
     _check_outside(bids_dir, work_dir, "work", "choose another with --work-dir")
+    if database_dir is not None:
+        hint = "choose another with --bids-database-dir"
+        _check_outside(bids_dir, database_dir, "database", hint)
     if work_dir.resolve() == output_dir.resolve():
         raise CannotCreateOutputError(
             f"{work_dir}: the work folder is the output folder",

@@ -108,7 +108,7 @@ def publish(outputs: Sequence[OutputFile], expected: str, stale: Iterable[Path] 
     try:
         for output in outputs:
             with explained(output.path):
-                _make_folder(output.path.parent)
+                make_folder(output.path.parent)
                 pending.append(_write_aside(output.path, output.content))
         for output in outputs:
             document = {**output.sidecar, FINGERPRINT_KEY: expected}
@@ -143,7 +143,7 @@ def _remove_parts(data_files: Iterable[Path]) -> None:
 def write_whole(path: Path, content: Content) -> None:
     """Write one file aside and rename it into place; several processes may write the same."""
     with explained(path):
-        _make_folder(path.parent)
+        make_folder(path.parent)
         _remove_old_parts(path)
         part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
         try:
@@ -153,10 +153,22 @@ def write_whole(path: Path, content: Content) -> None:
             part.unlink(missing_ok=True)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make a folder for outputs, unless a folder on the way leads out of the dataset.
 
     An output dataset may be from someone else; what is written to it must not end up elsewhere.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+
+    Raises
+    ------
+    CannotCreateOutputError
+        A folder of the dataset is a link.
+    OSError
+        It cannot be made.
     """
     for one in (folder, *folder.parents):
         if not _OWN_FOLDERS.fullmatch(one.name):

@@ -157,6 +157,12 @@ def read_embeddings(job: FusionJob) -> tuple[NDArray[np.float32], NDArray[np.flo
 
     functional = job.run.names.path("window_embeddings")
     structural = job.scan.names.path("structural_embedding")
+    for made, group in ((job.run, "embedding"), (job.scan, "structural")):
+        if not made.is_done(group):
+            raise BadDataError(
+                f"{made.label}: its {group} outputs are not those of these settings",
+                "another call has replaced them: run the same command again",
+            )
     try:
         windows = read_arrays(functional)["embedding"]
     except (OSError, ValueError, KeyError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -53,7 +54,10 @@ def make_cohort(dataset: Path, folder: Path, people: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def from_array(cluster, dataset, small_model, tmp_path_factory):
-    """The outputs of an array job: a task for each of twenty, and one whose series is broken."""
+    """The outputs of an array job: a task for each of twenty, and one whose series is broken.
+
+    The first task is put back into the queue while it is at work, as where jobs are preempted.
+    """
     folder = tmp_path_factory.mktemp("array of jobs")  # a space, for the script to get right
     bids = make_cohort(dataset, folder / "bids", [*PEOPLE, "broken"])
     (series,) = bids.glob("derivatives/fmriprep/sub-broken/**/*_bold.dtseries.nii")
@@ -79,6 +83,9 @@ def from_array(cluster, dataset, small_model, tmp_path_factory):
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+    array = re.search(r"bsym-bold: job (\d+)", done.stdout)[1]
+    cluster.wait_for_start(f"{array}_0", out / "work" / "bsym" / f"sub_{PEOPLE[0]}")
+    cluster.call("scontrol", "requeue", f"{array}_0")
     cluster.wait_for_jobs(900)
     return bids, out, cluster.completed()
 
@@ -94,6 +101,14 @@ def test_every_task_ends_as_its_participant(from_array):
     bad = {("bsym-bold", str(len(PEOPLE))): ("FAILED", "65:0")}
     assert states.pop(("bsym-group", None))[0] == "COMPLETED", said
     assert states == good | bad, said
+
+
+def test_a_task_that_was_put_back_into_the_queue_goes_on(from_array):
+    _, out, _ = from_array
+    (log,) = (out / "logs" / "slurm").glob("bsym-bold_*_0.txt")
+    said = log.read_text()
+    assert "DUE TO JOB REQUEUE" in said
+    assert "1 done" in said.split("DUE TO JOB REQUEUE")[1]
 
 
 def test_nothing_is_lost_and_nothing_is_mixed(from_array):

@@ -265,9 +265,21 @@ def test_windows_that_cannot_be_read_are_named(job, tmp_path, content):
 
     path = tmp_path / "windows.npz"
     path.write_bytes(content)
-    run = SimpleNamespace(names=SimpleNamespace(path=lambda key: path))
+    run = SimpleNamespace(names=SimpleNamespace(path=lambda key: path), is_done=lambda group: True)
+    scan = SimpleNamespace(names=job.names, is_done=run.is_done)
     with pytest.raises(BadDataError, match=r"windows\.npz"):
+        read_embeddings(SimpleNamespace(run=run, scan=scan))
+
+
+def test_embeddings_of_other_settings_are_not_fused(job):
+    from types import SimpleNamespace
+
+    from bsym_bids.outputs.structural import read_embeddings
+
+    run = SimpleNamespace(names=job.names, is_done=lambda group: True)
+    with pytest.raises(BadDataError, match="not those of these settings") as caught:
         read_embeddings(SimpleNamespace(run=run, scan=job))
+    assert "run the same command again" in caught.value.hint
 
 
 def test_volumes_that_were_published_are_the_ones_the_model_gets(job):

@@ -1175,7 +1175,18 @@ def lead_a_participant_elsewhere(fmriprep):
     (fmriprep / "sub-03").symlink_to(store / "sub-03")
 
 
+def lead_a_participant_to_what_comes_later(fmriprep):
+    lead_a_participant_elsewhere(fmriprep)
+    store = fmriprep.parents[2] / "store"
+    store.rename(store.with_name("later"))
+    for _ in range(2):
+        tick()
+        plan_inputs(fmriprep.parents[1], database_dir=fmriprep.parents[2] / "new" / "database")
+    store.with_name("later").rename(store)
+
+
 CHANGES = (
+    lead_a_participant_to_what_comes_later,
     add_a_run,
     add_a_form,
     add_a_session,
@@ -1202,6 +1213,70 @@ def test_what_has_changed_since_is_seen(sessions, fmriprep, kept, change):
     tick()
     for _ in range(2):
         assert plan_inputs(sessions, database_dir=kept) == expected
+
+
+@pytest.mark.parametrize("lost", ["sub-03", "sub-03/func", "sub-01/ses-pre", "sub-01/ses-pre/func"])
+@pytest.mark.parametrize("with_database", [False, True])
+def test_folders_that_are_there_in_name_only_are_problems(
+    sessions, fmriprep, kept, lost, with_database
+):
+    folder = fmriprep / lost
+    shutil.rmtree(folder)
+    folder.symlink_to("/nowhere/at/all")
+    plan = plan_inputs(sessions, database_dir=kept if with_database else None)
+    (person,) = [one for one in plan.participants if one.label == lost[4:6]]
+    (problem,) = person.problems
+    assert str(problem) == f"{folder}: a link to /nowhere/at/all, which is not there"
+    assert problem.exit_code == 66
+    assert len(plan.participants) == 3  # the others are processed
+    assert bool(person.bold_runs) == (person.label == "01")  # as is what else there is
+    (named,) = plan_inputs(sessions, selection=Selection(participants=[person.label])).participants
+    assert named.bold_runs == person.bold_runs and str(named.problems[0]) == str(problem)
+
+
+@pytest.mark.parametrize("with_database", [False, True])
+def test_folders_that_may_not_be_looked_into_are_problems(
+    sessions, fmriprep, kept, monkeypatch, with_database
+):
+    folder = fmriprep / "sub-03" / "func"
+
+    def refusing(original):
+        def call(path, *arguments, **options):
+            if os.fspath(path) == os.fspath(folder):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return original(path, *arguments, **options)
+
+        return call
+
+    for name in ("scandir", "stat"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    plan = plan_inputs(sessions, database_dir=kept if with_database else None)
+    (problem,) = plan.participants[2].problems
+    assert str(problem) == f"{folder}: may not be looked into"
+    assert [len(one.problems) for one in plan.participants] == [0, 0, 1]
+
+
+def test_a_disk_that_fails_is_not_taken_for_an_empty_one(sessions, fmriprep, kept, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(database, "_stamp", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        plan_inputs(sessions, database_dir=kept)
+
+
+@pytest.mark.parametrize("as_link", [True, False])
+def test_the_description_of_confounds_has_to_be_here_if_it_is_there(sessions, fmriprep, as_link):
+    (table,) = (fmriprep / "sub-03" / "func").glob("*_timeseries.tsv")
+    path = table.with_suffix(".json")
+    path.unlink(missing_ok=True)
+    if as_link:
+        path.symlink_to("../../.git/annex/objects/x/y")
+    else:
+        path.write_text("/annex/objects/MD5E-s3--x.json\n")
+    person = plan_inputs(sessions).participants[2]
+    assert not person.bold_runs
+    assert str(person.problems[0]) == f"{path}: not downloaded: datalad get {path}"
 
 
 def test_a_folder_that_changed_just_before_is_not_believed(

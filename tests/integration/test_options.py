@@ -295,6 +295,12 @@ def test_work_folder_in_the_raw_data_is_refused(call, tmp_path, what):
     assert code == 73 and "work folder" in err
 
 
+@pytest.mark.parametrize("what", ["bids/database", "bids"])
+def test_database_in_the_raw_data_is_refused(call, tmp_path, what):
+    code, _, err = call("--bids-database-dir", tmp_path / what, "--dry-run")
+    assert code == 73 and "database folder" in err and "--bids-database-dir" in err
+
+
 def test_cleaning_the_work_folder_never_takes_the_outputs(call, tmp_path):
     # -w /scratch --clean-workdir empties /scratch/bsym, a likely name for the outputs
     kept = write(tmp_path / "bsym" / "kept.tsv", "x")

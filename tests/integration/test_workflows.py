@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,9 +13,11 @@ from nipype.interfaces.base import isdefined
 from bsym_bids import __version__
 from bsym_bids.bold.nuisance import load_strategy
 from bsym_bids.config import RunConfig
+from bsym_bids.errors import CannotCreateOutputError
 from bsym_bids.inputs import BoldRun, Derivatives, Participant, Plan
-from bsym_bids.jobs import RunJob, ScanJob, Settings, jobs_of
+from bsym_bids.jobs import FusionJob, RunJob, ScanJob, Settings, jobs_of
 from bsym_bids.model.weights import resolve_release
+from bsym_bids.outputs.claims import Claims
 from bsym_bids.workflows import invocation, participant
 from bsym_bids.workflows.base import (
     crash_folder,
@@ -23,7 +26,7 @@ from bsym_bids.workflows.base import (
     run_folder,
 )
 from bsym_bids.workflows.bold import init_bold_run_wf
-from bsym_bids.workflows.execution import choose_plugin, failure_of, run_graph
+from bsym_bids.workflows.execution import PluginChoice, choose_plugin, failure_of, run_graph
 
 # What flows from one step to another, by what is to be done.
 ALWAYS = {("parcellate", "clean"): {("parcellation", "parcellation")}}
@@ -256,8 +259,48 @@ def test_threads_of_a_step(settings, n_runs, n_scans, expected):
     config = RunConfig(Path("in"), Path("out"), "participant", **settings)
     runs = [RunJob(None, None, None)] * n_runs
     scans = [ScanJob(None, None, None)] * n_scans
-    found = participant._threads(config, [*runs, *scans])
+    found = participant._threads(config, [*runs, *scans], PluginChoice("local", {}))
     assert (found.run, found.scan) == expected
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 1), (6, 6)])
+def test_steps_that_are_jobs_of_their_own_have_what_is_asked_for(asked, expected):
+    # How many cores the machine has that submits them says nothing.
+    config = RunConfig(Path("in"), Path("out"), "participant", nprocs=2, omp_nthreads=asked)
+    found = participant._threads(config, [ScanJob(None, None, None)], PluginChoice("SLURM", {}))
+    assert (found.run, found.scan) == (expected, expected)
+
+
+def test_runs_whose_names_differ_in_signs_do_not_share_a_folder(tmp_path):
+    stems = ("sub-1_task-a_acq-x", "sub-1_task-a+acq+x", "sub-1_task-a_acq+x")
+    jobs = [RunJob(None, SimpleNamespace(stem=stem), None) for stem in stems]
+    assert len({job.work_name for job in jobs}) == 3
+    assert all(job.work_name.replace("_", "").isalnum() for job in jobs)
+    assert jobs[0].work_name == "sub_1_task_a_acq_x"
+
+
+def test_calls_that_fuse_hold_the_settings_of_what_they_read(monkeypatch):
+    monkeypatch.setattr(participant, "fingerprint", lambda *parts: str(len(parts)))
+    run = RunJob(None, None, SimpleNamespace(timeseries=1, embedding=2))
+    scan = ScanJob(None, None, SimpleNamespace(connectome=1, structural=2, preprocessing=3))
+    decided = participant._decided_by(run.settings, scan.settings, [FusionJob(run, scan)])
+    assert decided == {"BOLD runs": "2", "diffusion scans": "3"}
+
+
+def test_cleaning_stays_within_the_work_folder_and_with_who_is_asked_for(tmp_path):
+    work, logs, elsewhere = tmp_path / "bsym", tmp_path / "logs", tmp_path / "elsewhere"
+    for folder in (work / "sub_1" / "x", work / "sub_2" / "x", logs, elsewhere / "precious"):
+        folder.mkdir(parents=True)
+    (work / "sub_3").symlink_to(elsewhere)
+    (work / "sub_2" / "y").symlink_to(elsewhere)
+    with Claims([logs]) as claims:
+        participant._clean_work(work, claims, ["1"])
+        assert not (work / "sub_1" / "x").exists() and (work / "sub_2" / "x").exists()
+        participant._clean_work(work, claims, [])
+        assert not (work / "sub_2" / "x").exists() and (elsewhere / "precious").exists()
+        (tmp_path / "link").symlink_to(elsewhere)
+        with pytest.raises(CannotCreateOutputError, match="is a link"):
+            participant._clean_work(tmp_path / "link", claims, [])
 
 
 def test_processes_and_memory_reach_the_plugin(tmp_path):

@@ -203,6 +203,16 @@ def test_compcor_components_without_masks_are_not_guessed(tmp_path):
         read_confounds(path, strategy_of(acompcor=CompCor(("CSF",), 1)), N)
 
 
+def test_compcor_components_of_several_masks_are_not_taken_for_those_of_one(tmp_path):
+    names = [f"a_comp_cor_{i:02d}" for i in range(9)]
+    combined = strategy_of(acompcor=CompCor(("combined",), 2))
+    with pytest.raises(BadDataError, match=r"mask 'combined'") as caught:
+        read_confounds(save(compcor_table(names), tmp_path), combined, N)
+    assert "JSON" in caught.value.hint
+    path = save(compcor_table(names[:6]), tmp_path)  # as the oldest versions have them
+    assert read_confounds(path, combined, N).names == ("a_comp_cor_00", "a_comp_cor_01")
+
+
 def test_no_file_is_fine_for_a_strategy_that_reads_none_and_missing_for_others():
     confounds = read_confounds(None, load_strategy("none"), N)
     assert confounds.values.shape == (N, 0)

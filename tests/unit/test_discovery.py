@@ -51,18 +51,19 @@ def test_a_folder_is_what_it_holds_with_links_as_what_they_lead_to(tmp_path):
     }.items():
         (folder / name).symlink_to(target)
     found = look_into(folder)
-    assert found.folders == ("a", "fmriprep-23.2.1", "z")
-    assert found.files == ("b.json", "file", "nowhere", "nowhere.nii.gz", "self")
+    assert found.folders == ("a", "fmriprep-23.2.1", "nowhere", "self", "z")
+    assert found.lost == ("nowhere", "self")
+    assert found.files == ("b.json", "file", "nowhere.nii.gz")
     assert found.ending(".json") == ("b.json",)
-    assert found.has("nowhere") and not found.has("a") and not found.has(".hidden")
+    assert found.has("file") and not found.has("a") and not found.has(".hidden")
 
 
 @pytest.mark.parametrize("name", ["absent", "file", "file/x", "loop"])
 def test_what_is_no_folder_holds_nothing(tmp_path, name):
     touch(tmp_path / "file")
     (tmp_path / "loop").symlink_to("loop")
-    assert not look_into(tmp_path / name).files
-    assert not Listing().look(tmp_path / name).folders
+    found = Listing().look(tmp_path / name)
+    assert not found.files and not found.folders
 
 
 def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch, caplog):
@@ -337,6 +338,15 @@ def test_jobs_for_namesakes_meet_at_the_folder_of_the_outputs(tmp_path, monkeypa
     for is_trial in (True, False):
         with pytest.raises(CannotCreateOutputError, match="sub-a and sub-A would overwrite"):
             check_case(second, out, work, is_trial=is_trial)
+
+
+def test_jobs_for_namesakes_meet_in_the_work_folder_too(tmp_path, monkeypatch):
+    out, work = tmp_path / "out", tmp_path / "work"
+    monkeypatch.setattr(case, "folds_case", lambda folder: folder == work)
+    check_case(plan_of(tmp_path, "sub-A_task-x", known="a"), out, work, is_trial=False)
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
+    with pytest.raises(CannotCreateOutputError, match="work: sub-a and sub-A would overwrite"):
+        check_case(plan_of(tmp_path, "sub-a_task-x", known="A"), out, work, is_trial=False)
 
 
 def test_the_plan_knows_of_namesakes_that_are_not_selected(tmp_path):

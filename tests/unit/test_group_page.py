@@ -190,6 +190,9 @@ def test_policy_allows_the_script_of_the_page_and_no_other(html):
     assert not re.search(r"<[^>]*\son\w+=", html)
     with pytest.raises(ValueError, match="one script"):
         group_page._with_script_allowed(html.replace("</main>", "<script>x</script></main>"))
+    # a name from the data that looks like the policy
+    odd = html.replace("</main>", "default-src 'none';</main>")
+    assert group_page._with_script_allowed(odd).count("script-src") == html.count("script-src") + 1
 
 
 def test_page_can_be_used_without_sight_and_mouse(html):

@@ -1,12 +1,15 @@
 """What of a machine a process may use: containers, jobs of schedulers, ulimit."""
 
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from bsym_bids import machine
+from bsym_bids.workflows import invocation
 
 
 @pytest.fixture
@@ -54,8 +57,28 @@ def test_limits_of_control_groups_count(limits, membership, files, expected):
     assert machine.memory_bytes() == expected * 10**9
 
 
+def test_names_of_control_groups_are_what_they_are(limits, tmp_path):
+    limits("", **{"caf\udce9/memory.max": "4000000000"})
+    (tmp_path / "membership").write_bytes(b"0::/caf\xe9\n")
+    assert machine.memory_bytes() == 4 * 10**9
+
+
 def test_without_control_groups_there_is_the_machine(limits):
     assert machine.memory_bytes() == 10 * 10**9
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_folder_for_temporary_files_that_was_chosen_stays(tmp_path, monkeypatch, chosen):
+    # Jobs often start in it; without any, Python takes wherever it was started.
+    monkeypatch.chdir(tmp_path)
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    invocation._find_temporary_folder(tmp_path / "work")
+    assert os.environ["TMPDIR"] == str(tmp_path if chosen else tmp_path / "work")
 
 
 def test_ulimit_counts():

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,10 +21,11 @@ import torch
 import yaml
 
 import bsym_bids
-from bsym_bids import workflows
+from bsym_bids import untrusted, workflows
 from bsym_bids.bold.scaling import RoiStatistics
 from bsym_bids.bold.volumes import load_image
 from bsym_bids.cohort.scaling import CohortScaling
+from bsym_bids.config import RunConfig
 from bsym_bids.dwi.transforms import load_volume, read_template_transform
 from bsym_bids.errors import (
     BadDataError,
@@ -48,6 +51,7 @@ from bsym_bids.outputs.tables import Json, Table, Text
 from bsym_bids.reports.group_page import write_group_page
 from bsym_bids.reports.participant_page import render_participant
 from bsym_bids.summary import Outcome, print_failures, write_summary
+from bsym_bids.workflows.invocation import run_log
 
 SOURCES = sorted(
     path
@@ -256,6 +260,37 @@ def test_outputs_are_not_written_through_links(tmp_path):
     with pytest.raises(CannotCreateOutputError, match="logs: is a link"):
         write_whole(out / "logs" / "sub-01" / "record.json", Json({}))
     assert list(elsewhere.iterdir()) == []
+
+
+def test_logs_are_not_written_through_links_either(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "logs").symlink_to(tmp_path / "elsewhere")
+    config = RunConfig(tmp_path, tmp_path / "out", "participant")
+    with pytest.raises(CannotCreateOutputError, match="logs: is a link"), run_log(config):
+        pass
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["a" + ".a" * 5000 + " = 1", "[a" + ".a" * 5000 + "]"])
+def test_keys_do_not_take_memory_by_the_square_of_their_length(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_text(f"seed = 1.5\n{text}\n")
+    with pytest.raises(ValueError, match="nested more than"):
+        untrusted.read_toml(path)
+    path.write_text("model_dir = '" + "a." * 100 + "'\n")
+    assert len(untrusted.read_toml(path)["model_dir"]) == 200
+
+
+def test_readers_are_watched_under_a_limit_of_time_too():
+    code = (
+        "import ctypes, resource\n"
+        "from bsym_bids.untrusted import try_apart\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (15, 15))\n"
+        "try_apart(lambda: ctypes.string_at(0))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "it is damaged: reading it ended with SIGSEGV" in done.stderr
 
 
 def test_files_of_the_dataset_are_not_written_through_links(tmp_path):

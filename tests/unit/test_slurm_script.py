@@ -188,7 +188,7 @@ def test_no_task_empties_the_work_folder_that_others_share():
 
 def test_the_group_level_takes_the_same_outputs(tmp_path):
     given = ["--session-label", "a", "--modalities", "bold", "--window-step", "50"]
-    given += ["--skip-reports", "--model", "m", "--seed", "3"]
+    given += ["--model", "m", "--seed", "3"]
     config = parse_config(["/data", str(tmp_path), "participant", *given])
     script = submission_script(config, [ParticipantWork("01", 1, 0)])
     group = parse_config(run_task(tmp_path, script, "group", "10.8"))
