@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import BinaryIO
 from bsym_bids.errors import CannotCreateOutputError
 from bsym_bids.outputs.publish import explained
 
+LOGGER = logging.getLogger("bsym_bids")
 #: What different settings may decide at a time: outputs of BOLD runs, of scans, of the group level.
 KINDS = ("BOLD runs", "diffusion scans", "the group level")
 _FILE = ".runs.lock"
 _SETTINGS_FILE = ".settings.lock"
 _REGION = 1 << 40  # bytes of the file that stand for the settings of one kind
 _TAKEN = {errno.EACCES, errno.EAGAIN}
+_WARNED: set[str] = set()  # files whose file systems have no locks
 
 
 class Claims:
@@ -26,7 +29,7 @@ class Claims:
 
     One byte of a file in each folder stands for a run, locked as POSIX has it (``fcntl``): that
     holds over network file systems, and one open file serves thousands of runs. Where a file
-    system has no locks, every claim is granted.
+    system has no locks, every claim is granted, and a warning says so.
 
     Parameters
     ----------
@@ -54,7 +57,7 @@ class Claims:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte(run))
             except OSError as error:
-                if error.errno in _TAKEN:
+                if _is_taken(error, file):
                     self.release(run)
                     return False
         return True
@@ -73,7 +76,7 @@ def same_settings(folder: Path, settings: Mapping[str, str | None]) -> Iterator[
     """Hold that outputs are being made with some settings: calls with other ones are refused.
 
     Any number of calls with the same settings may work at once. As with `Claims`, that ends with
-    the process, and is not seen to on file systems without locks.
+    the process, and file systems without locks are warned of.
 
     Parameters
     ----------
@@ -129,8 +132,24 @@ def _lock(file: BinaryIO, how: int, start: int, length: int) -> bool:
     try:
         fcntl.lockf(file, how | waits, length, start)
     except OSError as error:
-        return error.errno not in _TAKEN
+        return not _is_taken(error, file)
     return True
+
+
+def _is_taken(error: OSError, file: BinaryIO) -> bool:
+    """Tell whether another process has a lock; warn once of a file that can have none."""
+    if error.errno in _TAKEN:
+        return True
+    name = str(file.name)
+    if name not in _WARNED:
+        _WARNED.add(name)
+        LOGGER.warning(
+            "%s: cannot be locked (%s), so that other calls on the same participants at the same "
+            "time are not noticed: do not start any",
+            name,
+            error.strerror,
+        )
+    return False
 
 
 def _byte(run: str) -> int:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from bsym_bids.errors import CannotCreateOutputError
+from bsym_bids.outputs import claims as claims_module
 from bsym_bids.outputs.claims import KINDS, Claims, same_settings
 
 OTHER = """
@@ -73,13 +74,18 @@ def test_claims_go_with_a_killed_process(folders, other):
         assert claims.claim("run")
 
 
-def test_file_systems_without_locks_grant_everything(folders, monkeypatch):
+def test_file_systems_without_locks_grant_everything_and_are_warned_of(
+    folders, monkeypatch, caplog
+):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
-    with Claims(folders) as claims:
-        assert claims.claim("run")
+    monkeypatch.setattr(claims_module.LOGGER, "propagate", True)
+    with Claims(folders) as claims, same_settings(folders[0], {KINDS[0]: "a"}):
+        assert claims.claim("run") and claims.claim("another")
+    for file in (folders[0] / ".runs.lock", folders[0] / ".settings.lock"):
+        assert caplog.text.count(f"{file}: cannot be locked (No locks available)") == 1
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
