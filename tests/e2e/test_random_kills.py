@@ -199,7 +199,7 @@ def test_the_group_level_survives(tmp_path, asked):
 def test_pretraining_survives(tmp_path, people):
     out = tmp_path / "out"
     program = str(Path(sys.executable).with_name("bsym-model"))
-    steps = "--steps 40 --structural-steps 40 --gate-steps 20 --validate-every 10 --batch-size 2"
+    steps = "--steps 12 --structural-steps 12 --gate-steps 6 --validate-every 4 --batch-size 2"
     call = [program, "pretrain", str(people), str(out), *steps.split()]
     call += ["--validation-share", "0.25", "--init", "bsym-sim-v1", "--name", "made-here"]
     kill_at_random(Level(call, out, lambda: shutil.rmtree(out)), KILLS, SEED)
