@@ -266,7 +266,7 @@ def _state_changed(rng: Random, state: dict[Any, Any]) -> Any:
                 state[key] = value.to_sparse()
             case 8:
                 state[key] = rng.choice([None, "x", [1, 2], 3.0, {"a": value}, (value,)])
-            case 9:
+            case 9 if value.ndim:
                 state[key] = value[..., :0]
             case 10:
                 state[key] = torch.nn.Parameter(value)
@@ -347,7 +347,7 @@ def _arrays_changed(rng: Random, arrays: dict[str, np.ndarray]) -> bytes:
         match rng.randrange(10):
             case 0 if len(arrays) > 1:
                 del arrays[name]
-            case 1:
+            case 1 if value.dtype != object:
                 arrays[name] = value.astype(rng.choice(["S8", "U8", "c16", "?", "i8", "f2"]))
             case 2:
                 arrays[name] = np.full(value.shape, rng.choice([np.nan, np.inf, 1e308, -1]))
