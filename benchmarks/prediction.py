@@ -1,7 +1,7 @@
 """Cross-validation on N x N inner products against scikit-learn's explicit pipeline.
 
     python benchmarks/prediction.py [--participants 1000] [--permutations 1000] [--repeats 10]
-                                    [--lacking 0]
+                                    [--lacking 0] [--alone]
 
 simulates a cohort, predicts age from every kind of features with nested folds and a permutation
 test, and prints the time, the peak memory and the ratio to the same work done the usual way: for
@@ -16,6 +16,8 @@ It is an extrapolation, and printed as one.
 
 With --lacking, so many of the participants lack two of 20 ROIs, by chance: what they lack is
 imputed in each training fold, so that no two folds share a matrix.
+
+With --alone, nothing is done the usual way: for how time and memory grow with the participants.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--small", type=int, default=150, help="participants of the first ratio")
     parser.add_argument("--lacking", type=int, default=0, help="participants who lack ROIs")
+    parser.add_argument("--alone", action="store_true", help="without the usual way beside it")
     parser.add_argument(
         "--task", choices=("make", "ours", "both", "explicit"), help=argparse.SUPPRESS
     )
@@ -91,8 +94,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     size += ("--permutations", str(arguments.permutations), "--repeats", str(arguments.repeats))
     script = Path(__file__)
     measure(script, "make", *size, "--lacking", str(arguments.lacking))
-    ratio = measure(script, "both", *size, "--small", str(arguments.small)).seconds
-    print(f"measured in full on both sides: {ratio:.0f} times as fast", flush=True)
+    if not arguments.alone:
+        ratio = measure(script, "both", *size, "--small", str(arguments.small)).seconds
+        print(f"measured in full on both sides: {ratio:.0f} times as fast", flush=True)
     ours = measure(script, "ours", *size)
     print(
         f"ours: {ours.seconds:.1f} s: {arguments.participants} participants "
@@ -101,6 +105,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         f"{arguments.permutations} permutations, all linear candidates",
         flush=True,
     )
+    if arguments.alone:
+        return
     fold = measure(script, "explicit", *size)
     n_fits = arguments.repeats * FOLDS * (arguments.permutations + 1) * len(candidates(folder))
     print(

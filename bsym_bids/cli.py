@@ -347,7 +347,11 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("running")
     add = group.add_argument
     add("-w", "--work-dir", type=Path, metavar="DIR", help="default: output_dir/work")
-    add("--clean-workdir", action="store_true", help="empty the work directory first (of participants that are named)")
+    add(
+        "--clean-workdir",
+        action="store_true",
+        help="empty the work directory first (of participants that are named)",
+    )
     add("--nprocs", type=int, metavar="N", help="jobs at once (default: all cores)")
     add("--omp-nthreads", type=int, metavar="N", help="threads of one job")
     add("--mem-gb", type=float, metavar="GB", help="memory that may be used at once")
