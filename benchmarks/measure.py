@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-_POLL = 0.2  # seconds
+_POLL = 0.5  # seconds: looking takes time of the processors too
 
 
 @dataclass(frozen=True)
