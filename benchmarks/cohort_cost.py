@@ -18,6 +18,9 @@ from pathlib import Path
 
 from measure import run_command
 
+#: Logs that each call and each participant has; the others are there once for all.
+OF_CALLS = ("*_config.toml", "*.log", "*_summary.tsv", "sub-*/**/*")
+
 
 @dataclass(frozen=True)
 class Disk:
@@ -43,7 +46,7 @@ def main() -> None:
     n = len(people)
     written = disk(path for folder in people for path in folder.rglob("*"))
     reports = disk(arguments.out.glob("sub-*.html"))
-    logs = disk((arguments.out / "logs").rglob("*"))
+    logs = disk(path for kind in OF_CALLS for path in (arguments.out / "logs").glob(kind))
     work = disk((arguments.out / "work").rglob("*"))
     print(
         f"{n} participant(s): {cost.seconds:.0f} s by the clock, {cost.processor:.0f} s of "
