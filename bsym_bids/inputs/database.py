@@ -21,7 +21,7 @@ from bsym_bids.errors import CannotCreateOutputError
 from bsym_bids.inputs.listing import look_into
 from bsym_bids.untrusted import read_json
 
-_FORMAT = 1
+_FORMAT = 2
 #: Time in ns that a folder must have been left alone. File systems count in steps of up to two
 #: seconds, within which a second change leaves no trace.
 _SETTLING = 5_000_000_000

@@ -100,9 +100,8 @@ class Listing:
         return self._folders[place]
 
     def is_lost(self, folder: Path) -> bool:
-        """Tell whether a folder is a link that leads nowhere, or may not be looked into."""
-        is_link = folder.name in self.look(folder.parent).lost
-        return is_link or (self.look(folder) is _EMPTY and os.fspath(folder) in self._denied)
+        """Tell whether a folder is a link that leads nowhere, or could not be looked into."""
+        return os.fspath(folder) in self._denied or folder.name in self.look(folder.parent).lost
 
     def _take(self, folder: Path, place: str) -> Folder:
         """Return a folder as it was kept, or look into it."""

@@ -125,7 +125,7 @@ class _Sources:
         return self.has_raw_dwi(label) or next(itertools.chain(*files), None) is not None
 
     def lost(self, label: str) -> list[Path]:
-        """Return the folders of a participant that cannot be looked into though they are wanted."""
+        """Return the folders of a participant that are wanted and could not be looked into."""
         diffusion = ("dwi", "anat") if "dwi" in self.modalities else ()
         functional = ("func",) if "bold" in self.modalities else ()
         wanted = dict.fromkeys(self.derivatives, (*functional, *diffusion))
@@ -257,13 +257,13 @@ def _look_at(
 ) -> _Finding:
     """Look for all series of a participant, and decide about them."""
     has_inputs = sources.has_inputs(label)
-    lost = tuple(map(why_lost, sources.lost(label)))
-    if not has_inputs and not lost and not selection.participants:
+    if not has_inputs and not selection.participants and not sources.lost(label):
         path = sources.raw.root / f"sub-{label}"
         return _Finding(None, [Skipped(path, _nothing_of(sources))], is_there=False)
     own = _candidates(label, sources, selection)
     found = _diffusion(label, sources, selection)
     participant, skipped = _participant(label, own, found, selection, spaces)
+    lost = map(why_lost, sources.lost(label))
     participant = replace(participant, problems=(*participant.problems, *lost))
     runs, scans = [one.entities for one in own], [one.entities for one in found.series]
     if participant.bold_runs or participant.dwi_scans or participant.problems:

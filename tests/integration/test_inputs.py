@@ -1310,9 +1310,9 @@ def test_datasets_that_share_a_folder_for_databases_do_not_mix(tmp_path, looked_
         b"{}",
         b"\xff",
         b'{"Format": 0, "Folders": {}}',
-        b'{"Format": 1, "Folders": []}',
-        b'{"Format": 1, "Folders": {"x": 1}}',
-        b'{"Format": 1, "Folders": {"x": [["a"], [], []]}}',
+        b'{"Format": 2, "Folders": []}',
+        b'{"Format": 2, "Folders": {"x": 1}}',
+        b'{"Format": 2, "Folders": {"x": [["a"], [], []]}}',
         None,
     ],
 )

@@ -6,7 +6,7 @@
 # submits an array job, one task for each participant, and the group level, which starts when all have
 # ended, whatever became of them. The same again goes on with what was killed or ran out of time: when
 # nothing of it is queued any more. The numbers at the end are what jobs ask for.
-set -Eeuo pipefail
+set -euo pipefail
 
 # How bsym-bids is started. In a container, for example:
 #     BSYM=(apptainer run --cleanenv --bind /data,/out bsym.sif)
@@ -46,11 +46,10 @@ take_back() {
     fi
     exit 1
 }
-trap take_back ERR
 send() { # name, cores, GB, minutes, log, then options of sbatch and what the job runs
     local id
     id=$(sbatch --parsable --job-name="bsym-$1" --cpus-per-task="$2" --mem="${3}G" --time="$4" \
-        --output="${LOGS//%/%%}/$5" --open-mode=append ${SBATCH[@]+"${SBATCH[@]}"} "${@:6}")
+        --output="${LOGS//%/%%}/$5" --open-mode=append ${SBATCH[@]+"${SBATCH[@]}"} "${@:6}") || take_back
     id=${id%%;*}
     if [ -n "$id" ]; then # with --test-only there is none
         echo "bsym-$1: job $id"
