@@ -114,7 +114,9 @@ def test_calls_with_other_settings_do_not_mix(dataset, small_model, tmp_path):
     deadline = time.monotonic() + 120
     while not list(out.glob("work/bsym/*/*/parcellate")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    second = participant_level(dataset, out, *small_model, "--participant-label", "03")
+    elsewhere = shutil.copytree(dataset / "derivatives" / "fmriprep", tmp_path / "elsewhere")
+    options = ("--participant-label", "03", "--derivatives", f"fmriprep={elsewhere}")
+    second = participant_level(dataset, out, *small_model, *options)
     _, err = first.communicate(timeout=300)
     assert second.code == 73
     assert "another call is working on BOLD runs there, with other settings" in second.err
@@ -124,6 +126,8 @@ def test_calls_with_other_settings_do_not_mix(dataset, small_model, tmp_path):
         for path in out.glob("sub-*/**/*_desc-denoised_*timeseries.json")
     }
     assert strategies == {"none"}
+    links = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]
+    assert links["fmriprep"].endswith(str(dataset / "derivatives" / "fmriprep"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import shutil
 from collections import namedtuple
 
 import pytest
-from fake_bids import CIFTI, MNI6, MNI2009, add_run, make_fmriprep, make_raw, write
+from fake_bids import CIFTI, MNI6, MNI2009, add_run, make_fmriprep, make_qsiprep, make_raw, write
 
 from bsym_bids.cli import main
 from bsym_bids.config import RunConfig
@@ -77,6 +77,19 @@ def dry(call):
         return re.findall(r"^  run sub-(\S+)$", out, re.MULTILINE)
 
     return caller
+
+
+@pytest.mark.parametrize(("asked", "written"), [([], "dipy"), (["--modalities", "bold"], None)])
+def test_tasks_of_a_script_have_the_engine_that_was_found_here(
+    call, bids, tmp_path, monkeypatch, asked, written
+):
+    make_qsiprep(bids / "derivatives" / "qsiprep", "sub-01_ses-a")
+    monkeypatch.setenv("PATH", str(tmp_path))  # without MRtrix3
+    script = tmp_path / "jobs.sh"
+    code, _, err = call("--write-slurm", script, *asked)
+    assert code == 0, err
+    (options,) = re.findall(r"^OPTIONS=\((.*)\)$", script.read_text(), re.M)
+    assert re.findall(r"--engine (\S+)", options) == ([written] if written else [])
 
 
 FIRST = f"01_ses-a_task-rest_run-1_{MNI2009}_res-2"
