@@ -63,8 +63,8 @@ def _find_temporary_folder(work_dir: Path) -> None:
     Containers with a read-only root have no writable ``/tmp``, and Python then takes the folder
     that it was started in, which may be anybody's.
     """
-    wanted = [os.environ.get(name) or "/" for name in ("TMPDIR", "TEMP", "TMP")]
-    usual = {os.path.abspath(place) for place in (*wanted, "/tmp", "/var/tmp", "/usr/tmp")}
+    chosen = filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
+    usual = {os.path.abspath(place) for place in (*chosen, "/tmp", "/var/tmp", "/usr/tmp")}
     try:
         found = tempfile.gettempdir()
         usable = found in usual or found != os.getcwd()

@@ -126,6 +126,18 @@ def run_participant_level(config: RunConfig) -> int:
         if scan_settings is not None:  # no node shall choose its own
             config = replace(config, engine=scan_settings.engine.name)
         return _write_slurm(config, config.write_slurm, plan, jobs)
+    return _process(config, plan, jobs, settings, scan_settings)
+
+
+def _process(
+    config: RunConfig,
+    plan: Plan,
+    jobs: Mapping[str, Sequence[Job]],
+    settings: Settings,
+    scan_settings: ScanSettings | None,
+) -> int:
+    """Do what there is to do and nobody else does, say what became of it; return the exit code."""
+    release = settings.release
     plugin = _plugin(config)
     unfinished = [job for own in jobs.values() for job in own if job.to_do]
     _check_network(release, unfinished)

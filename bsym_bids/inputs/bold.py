@@ -18,7 +18,6 @@ from bsym_bids.inputs.files import (
     entities_of,
     first_file,
     is_in_place,
-    is_there,
     is_well_named,
     join,
     metadata,
@@ -169,10 +168,8 @@ def complete(candidate: Candidate) -> BoldRun:
     """
     entities = candidate.entities
     mask, confounds = _mask(candidate), _confounds(candidate)
-    check_present((candidate.path, mask, confounds))
-    described = confounds and confounds.with_suffix(".json")
-    if described and is_there(described):  # else CompCor would take all masks for one
-        check_present((described,))
+    # Without what tells the masks of CompCor components, all would be taken for one.
+    check_present((candidate.path, mask, confounds, _description(candidate, confounds)))
     return BoldRun(
         entities=candidate.run_entities,
         space=str(candidate.space),
@@ -201,6 +198,14 @@ def _confounds(candidate: Candidate) -> Path | None:
         for suffix in ("timeseries", "regressors")
     ]
     return first_file(candidate.derivatives.listing, candidate.path.parent, names)
+
+
+def _description(candidate: Candidate, confounds: Path | None) -> Path | None:
+    """Return the file that says what the columns of the confounds are, if there is one."""
+    if confounds is None:
+        return None
+    name = confounds.with_suffix(".json").name
+    return first_file(candidate.derivatives.listing, confounds.parent, [name])
 
 
 def _fewer(entities: Mapping[str, str]) -> Iterator[dict[str, str]]:

@@ -268,12 +268,10 @@ def files_of(dataset: Derivatives, label: str, datatype: str, part: str) -> Iter
     part : str
         What their names hold, beside ``sub-`` at the beginning.
     """
-    own = dataset.root / f"sub-{label}"
-    sessions = (name for name in dataset.listing.look(own).folders if name.startswith("ses-"))
-    for folder in (own / datatype, *(own / session / datatype for session in sessions)):
-        for name in dataset.listing.look(folder).files:
+    for place in _places(dataset, label):
+        for name in dataset.listing.look(place / datatype).files:
             if name.startswith("sub-") and part in name:
-                yield folder / name
+                yield place / datatype / name
 
 
 def lost_folders(dataset: Derivatives, label: str, datatypes: Iterable[str]) -> Iterator[Path]:
@@ -288,12 +286,17 @@ def lost_folders(dataset: Derivatives, label: str, datatypes: Iterable[str]) -> 
     datatypes : iterable of str
         What is wanted of the participant: ``func``, ``dwi``, ``anat``.
     """
-    own = dataset.root / f"sub-{label}"
-    sessions = [name for name in dataset.listing.look(own).folders if name.startswith("ses-")]
-    places = [own, *(own / session for session in sessions)]
+    places = _places(dataset, label)
     for folder in (*places, *(place / name for place in places for name in datatypes)):
         if dataset.listing.is_lost(folder):
             yield folder
+
+
+def _places(dataset: Derivatives, label: str) -> list[Path]:
+    """Return the folder of a participant, and those of the sessions in it."""
+    own = dataset.root / f"sub-{label}"
+    names = dataset.listing.look(own).folders
+    return [own, *(own / name for name in names if name.startswith("ses-"))]
 
 
 def participants_of(dataset: Derivatives) -> set[str]:
